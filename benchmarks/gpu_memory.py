@@ -1,0 +1,133 @@
+"""What a real GPU allocates, beside the closed form: `python benchmarks/gpu_memory.py`, on a machine with one.
+
+A row is a process of its own: a random model of the real shape, two training steps, one evaluation, one save. It writes
+allocated, reserved and device-used bytes and versions to benchmarks/results/gpu_memory.json after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from memory import build_spec, predict
+
+from lora_jobs.spec import JobSpec, parse_spec
+
+RESULTS = Path(__file__).parent / "results" / "gpu_memory.json"
+ROW_SECONDS = 900
+EVALUATED = {"data__eval": "eval.jsonl", "training__eval_steps": 1}
+MODELS = ("gemma-2-9b", "gemma-3-1b", "gemma-3-4b", "llama-3.2-3b", "llama-3.1-8b", "qwen2.5-7b")
+
+
+def list_rows() -> dict[str, JobSpec]:
+    """Models by checkpointing, loss and length; then attention, adapters' dtype, dropout, batches, modules_to_save."""
+    rows = {}
+    for model, trainer, checkpointing, length in itertools.product(
+        MODELS, ("trl", "transformers"), (True, False), (1024, 4096)
+    ):
+        name = f"{model} {trainer} {'checkpointing' if checkpointing else 'all saved'} {length}"
+        rows[name] = build_spec(
+            model,
+            training__trainer=trainer,
+            training__activation_checkpointing=checkpointing,
+            data__max_length=length,
+            **EVALUATED,
+        )
+    for model in ("gemma-3-1b", "llama-3.2-3b"):
+        for name, changes in {
+            "8192 tokens": {"data__max_length": 8192},
+            "eager": {"model__attn_implementation": "eager"},
+            "no dropout": {"lora__lora_dropout": 0.0},
+            "no autocast": {"training__bf16": False},
+            "batch 4": {"training__per_device_train_batch_size": 4},
+            "modules_to_save": {"lora__modules_to_save": ["embed_tokens", "lm_head"]},
+        }.items():
+            rows[f"{model} {name}"] = build_spec(model, **changes, **EVALUATED)
+    return rows
+
+
+def measure(spec: JobSpec) -> dict[str, Any]:
+    """Two steps, an evaluation and a save on the GPU of this process; bytes."""
+    import torch
+
+    from lora_jobs.sizing.activations import evaluation_batch, training_batch
+    from lora_jobs.training.trace import step
+    from lora_jobs.training.trace.build import build_model, layer_kinds, load_config, with_layers
+
+    config = load_config(spec.model.name_or_path)
+    with torch.device("cuda"):
+        model = build_model(spec, with_layers(config, layer_kinds(config)))
+        if spec.training.trainer == "trl":
+            step.add_fused_lm_head(model.get_base_model(), outputs=step.FUSED_OUTPUTS)
+        optimizer = step.prepare_optimizer(spec, model)
+        forward = step.wrap_forward(spec, model)
+        found: dict[str, int] = {}
+
+        def record(name: str) -> None:
+            torch.cuda.synchronize()
+            free, total = torch.cuda.mem_get_info()
+            found[f"{name}_allocated_bytes"] = torch.cuda.max_memory_allocated()
+            found[f"{name}_reserved_bytes"] = torch.cuda.max_memory_reserved()
+            found[f"{name}_device_used_bytes"] = total - free
+            torch.cuda.reset_peak_memory_stats()
+
+        record("load")
+        model.train()
+        for _ in range(2):
+            inputs = step.make_inputs(training_batch(spec))
+            inputs["attention_mask"].fill_(1)
+            if step.is_padded(spec, training_batch(spec)):
+                inputs["attention_mask"][:, -1] = 0
+            step.compute_loss(spec, forward, inputs).backward()
+            step.take_step(spec, model, optimizer)
+            optimizer.zero_grad()
+        record("train")
+        model.eval()
+        inputs = step.make_inputs(evaluation_batch(spec))
+        inputs["attention_mask"].fill_(1)
+        with torch.no_grad():
+            step.compute_loss(spec, forward, inputs)
+        record("evaluation")
+        with tempfile.TemporaryDirectory() as directory:
+            model.save_pretrained(directory)
+        record("save")
+    return {**found, "gpu": torch.cuda.get_device_name()}
+
+
+def main() -> None:
+    """Measure every row that is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    options = parser.parse_args()
+    if options.row:
+        print(json.dumps(measure(parse_spec(options.row, source="row"))))
+        return
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    stored["versions"] = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "accelerate")}
+    for name, spec in list_rows().items():
+        if options.only not in name or name in stored["rows"]:
+            continue
+        command = [sys.executable, __file__, "--row", json.dumps(spec.to_values())]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ROW_SECONDS, check=False)
+        said = (done.stderr.strip().splitlines() or [""])[-1]
+        row = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": said}
+        predicted = predict(spec)
+        row["predicted_train_bytes"] = max(size for key, size in predicted.items() if "evaluation" not in key)
+        row["predicted_evaluation_bytes"] = max(size for key, size in predicted.items() if "evaluation" in key)
+        stored["rows"][name] = row
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        seen = row.get("train_allocated_bytes")
+        print(name, f"{row['predicted_train_bytes'] / seen - 1:+.2%}" if seen else said, flush=True)
+
+
+if __name__ == "__main__":
+    main()

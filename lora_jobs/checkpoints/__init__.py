@@ -1,0 +1,25 @@
+"""Commit, verify, choose, rotate, and compare with the spec. A checkpoint counts when its manifest holds."""
+
+from lora_jobs.checkpoints.choose import Choice, choose_checkpoint, list_checkpoints
+from lora_jobs.checkpoints.drift import Drift, find_drift
+from lora_jobs.checkpoints.manifest import MANIFEST, FileEntry, Manifest, commit_checkpoint, load_manifest
+from lora_jobs.checkpoints.rotate import discard_partial, rotate_checkpoints
+from lora_jobs.checkpoints.verify import CheckpointVerdict, find_step, verify_checkpoint
+
+__all__ = [
+    "MANIFEST",
+    "CheckpointVerdict",
+    "Choice",
+    "Drift",
+    "FileEntry",
+    "Manifest",
+    "choose_checkpoint",
+    "commit_checkpoint",
+    "discard_partial",
+    "find_drift",
+    "find_step",
+    "list_checkpoints",
+    "load_manifest",
+    "rotate_checkpoints",
+    "verify_checkpoint",
+]

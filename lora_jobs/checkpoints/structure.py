@@ -1,0 +1,145 @@
+"""Is a checkpoint complete, and is each file what its name says? Without torch: JSON, safetensors headers, zip."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+import zlib
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from lora_jobs.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+
+MAX_JSON_BYTES = 256 * 1024**2
+# safetensors itself refuses a longer header. Source: safetensors, MAX_HEADER_SIZE.
+MAX_HEADER_BYTES = 100_000_000
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+_RNG = re.compile(r"rng_state_(\d+)\.pth")
+_SHARD = re.compile(r"(?P<tag>[^/]+)/(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_\d+_optim_states\.pt")
+_TORCH_BIN = re.compile(r"(?:.*/)?(?:training_args|adapter_model|pytorch_model[\w.-]*)\.bin")
+STATE = "trainer_state.json"
+
+
+def check_completeness(directory: Path, names: Collection[str], *, step: int, world_size: int) -> None:
+    """Every rank's part is there and all speak of the same step; CheckpointError says what is missing.
+
+    A finished adapter (a folder of another name, without trainer_state.json) needs no training state.
+    """
+    if not names:
+        raise CheckpointError("the folder is empty", path=directory)
+    if not is_resumable(directory, names):
+        return
+    check_name(directory, names, step=step)
+    if STATE not in names:
+        raise CheckpointError(f"{STATE} is missing", path=directory)
+    found = _read_json(directory / STATE, STATE)
+    seen = found.get("global_step") if isinstance(found, dict) else None
+    if seen != step:
+        raise CheckpointError(f"{STATE} is of step {seen}, the checkpoint of step {step}", path=directory)
+    _check_ranks(directory, names, world_size)
+
+
+def check_name(directory: Path, names: Collection[str], *, step: int) -> None:
+    """A checkpoint to train on from is named after its step; an adapter may be named as one likes."""
+    if is_resumable(directory, names) and directory.name != f"checkpoint-{step}":
+        raise CheckpointError(f"the folder is named {directory.name}, its content is checkpoint-{step}", path=directory)
+
+
+def is_resumable(directory: Path, names: Collection[str]) -> bool:
+    """Is this meant to be trained on from, rather than a finished adapter?"""
+    return directory.name.startswith("checkpoint-") or STATE in names
+
+
+def _check_ranks(directory: Path, names: Collection[str], world_size: int) -> None:
+    """Random states and optimizer shards, where there are any: one of each rank."""
+    states = {int(match[1]) for name in names if (match := _RNG.fullmatch(name))}
+    if states and (missing := sorted(set(range(world_size)) - states)):
+        raise CheckpointError(f"rng_state_{missing[0]}.pth is missing ({world_size} ranks)", path=directory)
+    shards: dict[str, set[int]] = {}
+    for name in names:
+        if (match := _SHARD.fullmatch(name)) is not None:
+            shards.setdefault(match["tag"], set()).add(int(match["rank"]))
+    for tag, ranks in shards.items():
+        if missing := sorted(set(range(world_size)) - ranks):
+            raise CheckpointError(f"{tag}: the optimizer shard of rank {missing[0]} is missing", path=directory)
+    if "latest" not in names:
+        if shards:
+            raise CheckpointError("latest is missing: it names DeepSpeed's folder", path=directory)
+        return
+    tag = (directory / "latest").read_bytes()[:256].decode(errors="replace").strip()
+    if not tag or not any(name.startswith(f"{tag}/") for name in names):
+        raise CheckpointError(f"latest names the folder {tag!r}, which is not there", path=directory)
+
+
+def check_structure(path: Path, name: str, *, crc: bool = False) -> None:
+    """CheckpointError when a file can't be what its name says; `crc` also reads every byte of a zip archive."""
+    suffix = PurePosixPath(name).suffix
+    try:
+        if suffix == ".json":
+            _read_json(path, name)
+        elif suffix == ".safetensors":
+            _check_safetensors(path, name)
+        elif suffix in {".pt", ".pth"} or _TORCH_BIN.fullmatch(name):
+            _check_zip(path, name, crc=crc)
+    except OSError as error:
+        raise CheckpointError(f"{name} can't be read: {error.strerror}", path=path) from error
+
+
+def _read_json(path: Path, name: str) -> Any:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{name} is larger than {MAX_JSON_BYTES} bytes", path=path)
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} is not JSON: {error}", path=path) from error
+
+
+def _check_safetensors(path: Path, name: str) -> None:
+    """Length, header and data add up: 8 bytes of header length, the header in JSON, then the tensors without a gap.
+
+    Source: the safetensors README, section Format.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{name} is cut short: {size} bytes, no whole header", path=path)
+        try:
+            header = json.loads(file.read(length))
+            end = _end_of_tensors([tensor for key, tensor in header.items() if key != "__metadata__"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{name} has a damaged safetensors header: {error}", path=path) from error
+    if 8 + length + end != size:
+        raise CheckpointError(f"{name} is {size} bytes, its header describes {8 + length + end}", path=path)
+
+
+def _end_of_tensors(tensors: Sequence[dict[str, Any]]) -> int:
+    """Bytes of all tensors; ValueError when one overlaps, leaves a gap or does not fill its place."""
+    end = 0
+    for tensor in sorted(tensors, key=lambda entry: tuple(entry["data_offsets"])):
+        start, stop = tensor["data_offsets"]
+        wanted = math.prod(tensor["shape"]) * _BITS.get(tensor["dtype"], 0) // 8
+        if start != end or (tensor["dtype"] in _BITS and stop - start != wanted):
+            raise ValueError(f"tensor of shape {tensor['shape']} at bytes {start} to {stop}")
+        end = stop
+    return end
+
+
+def _check_zip(path: Path, name: str, *, crc: bool) -> None:
+    """torch.save writes a zip archive; its directory stands at the end, so a file cut short has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() if crc else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{name} is not a whole torch file: {error}", path=path) from error
+    if damaged is not None:
+        raise CheckpointError(f"{name} is damaged inside: {damaged} fails its checksum", path=path)

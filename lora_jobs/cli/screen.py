@@ -1,0 +1,107 @@
+"""The screen: stdout for answers, stderr for messages; text from outside is never markup and never moves the cursor."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lora_jobs.units import format_count, format_gib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_jobs.errors import LoraJobsError
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+PIPE_WIDTH = 100
+
+
+def build_console(*, stderr: bool = False) -> Console:
+    """A console that colours terminals only (NO_COLOR respected); pipes get plain lines of a fixed width."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def clean(text: object) -> str:
+    """Text from outside without control characters, escape sequences among them."""
+    return _CONTROL.sub("�", str(text))
+
+
+def clean_log(text: str) -> str:
+    """A log's text without escape sequences; on a terminal they could move the cursor or more."""
+    return _ESCAPE.sub("", text)
+
+
+def say(text: object = "", style: str = "") -> None:
+    """One plain line on stdout, never wrapped."""
+    build_console().print(Text(clean(text), style=style), soft_wrap=True)
+
+
+def warn(text: object, style: str = "yellow") -> None:
+    """One plain line on stderr, never wrapped."""
+    build_console(stderr=True).print(Text(clean(text), style=style), soft_wrap=True)
+
+
+def build_table(*columns: str, right: Sequence[str | int] = ()) -> Table:
+    """A table without lines; `right` names the columns, or their numbers, that are set to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if column in right or number in right else "left", overflow="fold")
+    return table
+
+
+def add_row(table: Table, *cells: object, style: str = "") -> None:
+    """One row of plain text; None is an empty cell."""
+    table.add_row(*(Text(clean("" if cell is None else cell)) for cell in cells), style=style)
+
+
+def show_rows(name: str, rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """A list of rows with the same keys, as a table or as {name: rows}."""
+    if as_json:
+        print_json({name: list(rows)})
+        return
+    table = build_table(*(key.removesuffix("_bytes").replace("_", " ").upper() for key in rows[0]))
+    for row in rows:
+        add_row(table, *(_cell(key, value) for key, value in row.items()))
+    build_console().print(table)
+
+
+def _cell(key: str, value: Any) -> Any:
+    if key.endswith("_bytes"):
+        return format_gib(value)
+    return format_count(value) if isinstance(value, int) else value
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """The one JSON document of a --json command."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def show_error(error: LoraJobsError) -> None:
+    """What, where, seen versus wanted, and the next step."""
+    warn(f"error: {error.message}", style="bold red")
+    for problem in getattr(error, "problems", ()):
+        if problem.message == error.message and problem.line is None:
+            continue
+        where = f"line {problem.line}: " if problem.line else ""
+        warn(f"  {where}{problem.path}: {problem.message}" if problem.path else f"  {where}{problem.message}", style="")
+    if error.hint:
+        warn(f"next: {error.hint}", style="")
+
+
+def error_to_json(error: LoraJobsError) -> dict[str, Any]:
+    """The JSON document of a --json command that failed."""
+    return {
+        "error": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+        "problems": [problem.to_json() for problem in getattr(error, "problems", ())],
+    }

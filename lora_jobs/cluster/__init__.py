@@ -1,0 +1,1 @@
+"""SLURM: one door to processes, parsers, client, submission."""

@@ -1,0 +1,144 @@
+"""What Slurm knows of many jobs at once: one squeue, one sprio, one sacct and one scontrol at the most."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from lora_jobs.cluster.client import NO_SUCH_JOB, QUERY_SECONDS, ask_sacct, ask_sprio, last_match
+from lora_jobs.cluster.commands import clean_environment, run_command
+from lora_jobs.cluster.inventory import parse_config
+from lora_jobs.cluster.parsers import Factors, SlurmJob, is_job_id, match_job
+from lora_jobs.cluster.queue import QUEUE_FORMAT, Place, Queue, find_place, fold_tasks, parse_queue
+from lora_jobs.cluster.refusals import explain_refusal
+from lora_jobs.errors import ClusterError
+from lora_jobs.runs import is_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MULTIFACTOR = "priority/multifactor"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One job (or array) as Slurm shows it now, its tasks by state, and its place among those that wait."""
+
+    job: SlurmJob
+    tasks: dict[str, int]
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The jobs that Slurm knows by the id asked for, their earlier starts, and what could not be read.
+
+    `history` is filled where it was asked for. `config` is slurm.conf as scontrol shows it, read when a job waits.
+    """
+
+    jobs: dict[str, Sighting] = field(default_factory=dict)
+    history: dict[str, tuple[SlurmJob, ...]] = field(default_factory=dict)
+    of_users: tuple[Sighting, ...] = ()
+    config: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    queue_answered: bool = True
+    """False when squeue could not be asked: a job that is missing here may well be alive."""
+
+
+def observe_jobs(
+    ids: Sequence[str], *, users: Sequence[str] = (), past: Sequence[str] = (), ranked: bool = True
+) -> Observation:
+    """What Slurm knows of these jobs; `past` are ids whose every start is wanted (status of one run).
+
+    A rank needs everybody's jobs; without `ranked` only these jobs are asked for, and no configuration.
+
+    Never raises for a Slurm that is away: what can't be read is missing, and the notes say why.
+    """
+    wanted = [job_id for job_id in dict.fromkeys(ids) if is_job_id(job_id)]
+    notes: list[str] = []
+    answer = _ask_queue(wanted, users, notes, ranked=ranked) if wanted or users else Queue({})
+    folded = {job_id: fold_tasks(rows) for job_id, rows in (answer or Queue({})).jobs.items()}
+    waiting = [job_id for job_id, (job, _) in folded.items() if job.pending]
+    config = _ask_config(notes) if waiting and ranked else {}
+    factors = _ask_factors(waiting, config, notes)
+    visible = ranked and bool(waiting) and _is_queue_visible(config, notes)
+    jobs = {
+        job_id: Sighting(
+            replace(job, job_id=job_id, factors=factors.get(job_id)),
+            tasks,
+            find_place(answer.waiting, job) if answer and visible else None,
+        )
+        for job_id, (job, tasks) in folded.items()
+    }
+    asked = list(dict.fromkeys([*[job_id for job_id in wanted if job_id not in jobs], *filter(is_job_id, past)]))
+    rows = ask_sacct(asked, notes) if asked else []
+    history = {job_id: tuple(row for row in rows if match_job(row.job_id, job_id)) for job_id in asked}
+    for job_id in wanted:
+        if job_id not in jobs and (found := last_match(rows, job_id)) is not None:
+            # The queue forgets a job only once it is over: accounting that still calls it alive has missed its end.
+            if answer is not None and not is_ended(found.state):
+                notes.append(f"job {job_id}: accounting still says {found.state}, the queue no longer holds it")
+            else:
+                jobs[job_id] = Sighting(found, {found.state: 1})
+    of_users = _fold_arrays(answer.of_users if answer else ())
+    return Observation(jobs, history, of_users, config, tuple(notes), queue_answered=answer is not None)
+
+
+def _fold_arrays(rows: Sequence[SlurmJob]) -> tuple[Sighting, ...]:
+    """One sighting per job or array, in the queue's order; no ranks."""
+    arrays: dict[str, list[SlurmJob]] = {}
+    for row in rows:
+        arrays.setdefault(row.job_id.partition("_")[0], []).append(row)
+    folded = {job_id: fold_tasks(found) for job_id, found in arrays.items()}
+    return tuple(Sighting(replace(job, job_id=job_id), tasks) for job_id, (job, tasks) in folded.items())
+
+
+def _ask_queue(ids: Sequence[str], users: Sequence[str], notes: list[str], *, ranked: bool) -> Queue | None:
+    """The whole queue, or these jobs only; None when it could not be read.
+
+    Arrays stay folded, their task lists uncut (SLURM_BITSTR_LEN=0): less to send and to read than a row per task.
+    """
+    argv = ["squeue", "-h", "--states=all", "-o", QUEUE_FORMAT]
+    argv += [] if ranked or users else ["-j", ",".join(ids)]
+    try:
+        answer = run_command(argv, timeout=QUERY_SECONDS, env={**clean_environment(), "SLURM_BITSTR_LEN": "0"})
+        if answer.returncode == 0:
+            return parse_queue(answer.stdout, ids, users=users)
+        if NO_SUCH_JOB in answer.stderr:
+            return Queue({})
+        notes.append(f"queue not readable: {explain_refusal(answer.stderr).message}")
+    except ClusterError as error:
+        notes.append(f"queue not readable: {error.message}")
+    return None
+
+
+def _ask_config(notes: list[str]) -> dict[str, str]:
+    """slurm.conf as the controller has it; {} and a note when it can't be read."""
+    try:
+        answer = run_command(["scontrol", "show", "config"], timeout=QUERY_SECONDS)
+        if answer.returncode == 0:
+            return parse_config(answer.stdout)
+        notes.append(f"configuration not readable: {explain_refusal(answer.stderr).message}")
+    except ClusterError as error:
+        notes.append(f"configuration not readable: {error.message}")
+    return {}
+
+
+def _ask_factors(waiting: Sequence[str], config: dict[str, str], notes: list[str]) -> dict[str, Factors]:
+    if not waiting:
+        return {}
+    kind = config.get("PriorityType", MULTIFACTOR)
+    if kind != MULTIFACTOR:
+        notes.append(f"no priority factors: this cluster has {kind}, first come first served")
+        return {}
+    return ask_sprio(waiting, notes)
+
+
+def _is_queue_visible(config: dict[str, str], notes: list[str]) -> bool:
+    """False, with a note, where users see their own jobs only: a rank among those would be a false one."""
+    private = config.get("PrivateData", "none").lower().split(",")
+    if "jobs" not in private or os.geteuid() == 0:
+        return True
+    notes.append("no rank in the queue: this cluster shows you your own jobs only (PrivateData=jobs)")
+    return False

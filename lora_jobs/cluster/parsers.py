@@ -1,0 +1,270 @@
+"""Slurm's text to values. Columns are asked for by explicit format, so only words, times and numbers vary."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lora_jobs.errors import OutputError
+from lora_jobs.units import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The job's name comes last: it is the one column that may hold the separator.
+SQUEUE_FORMAT = "%i|%T|%r|%P|%u|%a|%q|%Q|%V|%S|%M|%l|%D|%b|%N|%j"
+SPRIO_FORMAT = "%i|%Y|%A|%F|%J|%P|%Q|%T|%S|%N"
+SACCT_FORMAT = (
+    "JobID,State,ExitCode,Reason,Partition,User,Account,QOS,Priority,Submit,Start,End,ElapsedRaw,Timelimit,NNodes,"
+    "NodeList,JobName"
+)
+
+_JOB_ID = re.compile(r"\d+(_(\d+|\[[^\]]*\]))?(\+\d+)?")
+_PLAIN_ID = re.compile(r"\d+(_\d+)?(\+\d+)?")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+_TEST_ONLY = re.compile(
+    r"Job (?P<job_id>\d+) to start at (?P<start>\S+)( a)? using (?P<processors>\d+) processors "
+    r"on (nodes )?(?P<nodes>\S+)"
+)
+_SUBMITTED = re.compile(r"(?P<job_id>\d+)(;(?P<cluster>[A-Za-z0-9_.-]+))?")
+_EMPTY = frozenset(
+    {"", "N/A", "n/a", "None", "none", "(null)", "Unknown", "UNKNOWN", "None assigned", "NONE", "INVALID"}
+)
+PENDING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING"})
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The weighted parts that a pending job's priority is the sum of. Source: sprio(1)."""
+
+    priority: int
+    age: int
+    fairshare: int
+    job_size: int
+    partition: int
+    qos: int
+    tres: int
+    site: int
+    nice: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmJob:
+    """One job as Slurm shows it; None where Slurm says nothing. Times as Slurm writes them (local, ISO), in seconds."""
+
+    job_id: str
+    state: str
+    reason: str | None
+    partition: str | None
+    user: str | None
+    account: str | None
+    qos: str | None
+    priority: int | None
+    submitted: str | None
+    started: str | None
+    expected_start: str | None
+    ended: str | None
+    elapsed_seconds: int | None
+    limit_seconds: int | None
+    nodes: int | None
+    gpus: str | None
+    node_list: str | None
+    name: str
+    exit_code: str | None
+    source: Literal["squeue", "sacct"]
+    factors: Factors | None = None
+    dependency: str | None = None
+    reservation: str | None = None
+
+    @property
+    def pending(self) -> bool:
+        return self.state in PENDING_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class StartForecast:
+    """What `sbatch --test-only` says of an accepted job."""
+
+    expected_start: str
+    processors: int
+    nodes: str
+
+
+def is_job_id(text: str) -> bool:
+    """True for one job or array task as Slurm names it: 123, 123_4, 123+1."""
+    return _PLAIN_ID.fullmatch(text) is not None
+
+
+def parse_state(text: str) -> str:
+    """The state's word: "CANCELLED by 1001" and "CANCELLED+" are CANCELLED; a word we don't know stays as it is."""
+    words = text.split()
+    return words[0].rstrip("+").upper() if words else "UNKNOWN"
+
+
+def parse_squeue(text: str) -> list[SlurmJob]:
+    """Jobs of `squeue -h -o SQUEUE_FORMAT`. Errors: OutputError when there is text and no job in it."""
+    rows = split_rows(text, columns=SQUEUE_FORMAT.count("|") + 1, program="squeue")
+    return [read_queued_job(row) for row in rows]
+
+
+def read_queued_job(row: Sequence[str]) -> SlurmJob:
+    """One job of the columns of SQUEUE_FORMAT."""
+    (job_id, raw_state, reason, partition, user, account, qos, priority, submitted, start, elapsed, limit, nodes,
+     gpus, node_list, name) = row  # fmt: skip
+    state = parse_state(raw_state)
+    waits = state in PENDING_STATES
+    return SlurmJob(
+        job_id=job_id,
+        state=state,
+        reason=_word(reason),
+        partition=_word(partition),
+        user=_word(user),
+        account=_word(account),
+        qos=_word(qos),
+        priority=_integer(priority),
+        submitted=_time(submitted),
+        started=None if waits else _time(start),
+        expected_start=_time(start) if waits else None,
+        ended=None,
+        elapsed_seconds=_duration(elapsed),
+        limit_seconds=_duration(limit),
+        nodes=_integer(nodes),
+        gpus=_word(gpus),
+        node_list=_word(node_list),
+        name=name,
+        exit_code=None,
+        source="squeue",
+    )
+
+
+def parse_sacct(text: str) -> list[SlurmJob]:
+    """Jobs of `sacct -X -P -n -o SACCT_FORMAT`. Errors: OutputError when there is text and no job in it.
+
+    A requeued job may have a row per attempt; callers take the last.
+    """
+    jobs = []
+    for row in split_rows(text, columns=SACCT_FORMAT.count(",") + 1, program="sacct"):
+        (job_id, raw_state, exit_code, reason, partition, user, account, qos, priority, submitted, start, end, elapsed,
+         limit, nodes, node_list, name) = row  # fmt: skip
+        state = parse_state(raw_state)
+        jobs.append(
+            SlurmJob(
+                job_id=job_id,
+                state=state,
+                reason=_word(reason),
+                partition=_word(partition),
+                user=_word(user),
+                account=_word(account),
+                qos=_word(qos),
+                priority=_integer(priority),
+                submitted=_time(submitted),
+                started=_time(start),
+                expected_start=None,
+                ended=_time(end),
+                elapsed_seconds=_integer(elapsed),
+                limit_seconds=_duration(limit),
+                nodes=_integer(nodes),
+                gpus=None,
+                node_list=_word(node_list),
+                name=name,
+                exit_code=_word(exit_code),
+                source="sacct",
+            )
+        )
+    return jobs
+
+
+def parse_sprio(text: str) -> dict[str, Factors]:
+    """Factors by job id, of `sprio -h -o SPRIO_FORMAT`. Errors: OutputError when there is text and no job in it."""
+    found = {}
+    for row in split_rows(text, columns=SPRIO_FORMAT.count("|") + 1, program="sprio"):
+        job_id, priority, age, fairshare, job_size, partition, qos, tres, site, nice = row
+        found[job_id] = Factors(
+            priority=_integer(priority) or 0,
+            age=_integer(age) or 0,
+            fairshare=_integer(fairshare) or 0,
+            job_size=_integer(job_size) or 0,
+            partition=_integer(partition) or 0,
+            qos=_integer(qos) or 0,
+            tres=sum(_integer(part.rpartition("=")[2]) or 0 for part in tres.split(",")),
+            site=_integer(site) or 0,
+            nice=_integer(nice) or 0,
+        )
+    return found
+
+
+def parse_test_only(text: str) -> StartForecast | None:
+    """The forecast in what `sbatch --test-only` wrote; None where there is none. "( a)": some versions stray so."""
+    match = _TEST_ONLY.search(text)
+    if match is None or _time(match["start"]) is None:
+        return None
+    return StartForecast(match["start"], int(match["processors"]), match["nodes"])
+
+
+def parse_submitted(text: str) -> tuple[str, str | None]:
+    """Job id and cluster of `sbatch --parsable`: the last line that is one, since sites print banners.
+
+    Errors: OutputError when no line is one.
+    """
+    for line in reversed(text.splitlines()):
+        if (match := _SUBMITTED.fullmatch(line.strip())) is not None:
+            return match["job_id"], match["cluster"]
+    line = (text.strip().splitlines() or [""])[-1][:200]
+    raise OutputError(
+        f"sbatch ended well but gave no job id: {line!r}",
+        line=line,
+        hint="`squeue --me` shows whether the job is queued; scancel it before submitting again",
+    )
+
+
+def match_job(row_id: str, job_id: str) -> bool:
+    """True when a row of squeue or sacct stands for the job: itself, a task in "12_[0-3,7%2]", or its array."""
+    if row_id == job_id:
+        return True
+    base, _, tasks = row_id.partition("_")
+    wanted, _, task = job_id.partition("_")
+    if base != wanted:
+        return False
+    return not task or (tasks.startswith("[") and int(task) in parse_tasks(tasks))
+
+
+def parse_tasks(text: str) -> set[int]:
+    """Task numbers of "[0-3,7%2]"; "..." (a list that Slurm cut short) adds nothing."""
+    tasks: set[int] = set()
+    for part in text.strip("[]").partition("%")[0].split(","):
+        first, dash, last = part.partition("-")
+        last = last.partition(":")[0]
+        if first.isdigit() and (last.isdigit() or not dash):
+            tasks.update(range(int(first), int(last or first) + 1))
+    return tasks
+
+
+def split_rows(text: str, *, columns: int, program: str) -> list[list[str]]:
+    """Rows with `columns` fields whose first is a job id; other lines (site banners) are passed over."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    rows = [line.split("|", maxsplit=columns - 1) for line in lines]
+    good = [row for row in rows if len(row) == columns and _JOB_ID.fullmatch(row[0].strip()) is not None]
+    if lines and not good:
+        raise OutputError(f"{program} answered something that is no list of jobs: {lines[0][:200]!r}", line=lines[0])
+    return [[field.strip() for field in row] for row in good]
+
+
+def _word(text: str) -> str | None:
+    return None if text in _EMPTY else text
+
+
+def _time(text: str) -> str | None:
+    return text if _TIME.fullmatch(text) else None
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if text.isdecimal() or (text[:1] == "-" and text[1:].isdecimal()) else None
+
+
+def _duration(text: str) -> int | None:
+    """Seconds; None for UNLIMITED, Partition_Limit, NOT_SET, INVALID."""
+    try:
+        return parse_duration(text)
+    except ValueError:
+        return None

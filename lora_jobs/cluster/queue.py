@@ -1,0 +1,173 @@
+"""The whole queue from one squeue: my jobs, and who waits in front of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from lora_jobs.cluster.parsers import (
+    PENDING_STATES,
+    SlurmJob,
+    match_job,
+    parse_tasks,
+    read_queued_job,
+    split_rows,
+)
+from lora_jobs.units import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+# SQUEUE_FORMAT with the dependency and the reservation before the name, which may hold the separator.
+QUEUE_FORMAT = "%i|%T|%r|%P|%u|%a|%q|%Q|%V|%S|%M|%l|%D|%b|%N|%E|%v|%j"
+_COLUMNS = QUEUE_FORMAT.count("|") + 1
+_GPUS = re.compile(r"gpu(?::[A-Za-z][\w.-]*)?[:=](\d+)|gpu(?![\w:=])")
+HOUR = 3600
+
+
+class Waiting(NamedTuple):
+    """One row of what waits: a job, or the tasks of an array that wait together."""
+
+    job_id: str
+    partition: str
+    user: str
+    account: str
+    priority: int
+    tasks: int
+    nodes: str
+    gpus: str
+    limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What squeue said: the jobs that were asked for (a row per state of an array), and all that waits."""
+
+    jobs: dict[str, tuple[SlurmJob, ...]]
+    waiting: tuple[Waiting, ...] = ()
+    of_users: tuple[SlurmJob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job stands among the pending jobs of a partition, and what stands before it, in sum.
+
+    `rank` is 1 for the first: jobs with a higher priority and one. GPUs and GPU-hours count what the jobs ask for per
+    node; a job that asks otherwise counts none.
+    """
+
+    partition: str
+    rank: int
+    pending: int
+    users_ahead: int
+    nodes_ahead: int
+    gpus_ahead: int
+    gpu_hours_ahead: float
+    mine_ahead: int
+
+
+def parse_queue(text: str, ids: Collection[str], *, users: Collection[str] = ()) -> Queue:
+    """The queue of `squeue -h --states=all -o QUEUE_FORMAT`. Errors: OutputError when there is text and no job in it.
+
+    Only rows of the jobs in `ids` (and of `users`) become whole jobs, so that a long queue costs little.
+    """
+    bases = {_find_base(job_id) for job_id in ids}
+    jobs: dict[str, list[SlurmJob]] = {}
+    waiting, of_users = [], []
+    rows = 0
+    for line in text.splitlines():
+        row = line.split("|", _COLUMNS - 1)
+        if len(row) != _COLUMNS or not row[0][:1].isdigit():
+            continue  # a site's banner
+        rows += 1
+        if row[1] in PENDING_STATES:
+            waiting.append(
+                Waiting(
+                    row[0], row[3], row[4], row[5], _priority(row[7]), count_tasks(row[0]), row[12], row[13], row[11]
+                )
+            )
+        if _find_base(row[0]) in bases:
+            job = read_job(row)
+            for job_id in ids:
+                if match_job(job.job_id, job_id):
+                    jobs.setdefault(job_id, []).append(job)
+        elif row[4] in users:
+            of_users.append(read_job(row))
+    if not rows and text.strip():
+        split_rows(text, columns=_COLUMNS, program="squeue")  # says what it read instead
+    return Queue({job_id: tuple(found) for job_id, found in jobs.items()}, tuple(waiting), tuple(of_users))
+
+
+def _find_base(job_id: str) -> str:
+    """The job's own number: 12 of 12_3, 12_[0-3] and 12+1."""
+    return job_id.partition("_")[0].partition("+")[0]
+
+
+def read_job(row: list[str]) -> SlurmJob:
+    """One job of the columns of QUEUE_FORMAT."""
+    dependency, reservation = (None if text in ("", "(null)", "N/A") else text for text in row[15:17])
+    return replace(read_queued_job([*row[:15], row[17]]), dependency=dependency, reservation=reservation)
+
+
+def fold_tasks(rows: Iterable[SlurmJob]) -> tuple[SlurmJob, dict[str, int]]:
+    """One row that stands for all (a running one before a waiting one), and how many tasks are in which state."""
+    rows = list(rows)
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.state] = counts.get(row.state, 0) + count_tasks(row.job_id)
+    order = {"RUNNING": 0, "COMPLETING": 1, "PENDING": 2}
+    newest = max(rows, key=lambda row: (-order.get(row.state, 3), row.started or row.submitted or ""))
+    return newest, counts
+
+
+def count_tasks(job_id: str) -> int:
+    """Tasks that a row stands for: 5 for "16_[0-3,7%2]", 1 for a job."""
+    return len(parse_tasks(job_id.partition("_")[2])) or 1 if job_id.endswith("]") else 1
+
+
+def find_place(waiting: Iterable[Waiting], job: SlurmJob) -> Place | None:
+    """The job's best place over its partitions; None for one that does not wait, or is held (its priority is 0)."""
+    if not job.pending or not job.priority or not job.partition:
+        return None
+    waiting = tuple(waiting)
+    places = [_find_place(waiting, job, job.priority, partition) for partition in job.partition.split(",")]
+    return min(places, key=lambda place: place.rank)
+
+
+def _find_place(waiting: tuple[Waiting, ...], job: SlurmJob, priority: int, partition: str) -> Place:
+    here = [row for row in waiting if row.partition == partition or partition in row.partition.split(",")]
+    ahead = [row for row in here if row.priority > priority]
+    gpus = [(row.tasks * _nodes(row.nodes) * count_gpus(row.gpus), row) for row in ahead]
+    return Place(
+        partition=partition,
+        rank=sum(row.tasks for row in ahead) + 1,
+        pending=sum(row.tasks for row in here),
+        users_ahead=len({row.user for row in ahead}),
+        nodes_ahead=sum(row.tasks * _nodes(row.nodes) for row in ahead),
+        gpus_ahead=sum(number for number, _ in gpus),
+        gpu_hours_ahead=round(sum(number * _seconds(row.limit) / HOUR for number, row in gpus), 1),
+        mine_ahead=sum(row.tasks for row in ahead if row.user == job.user),
+    )
+
+
+def count_gpus(text: str | None) -> int:
+    """GPUs per node of "gres:gpu:a100:4" (up to 23.02) or "gres/gpu:a100:4" (later); 0 where none are named."""
+    return sum(int(match[1] or 1) for match in _GPUS.finditer(text or ""))
+
+
+def _nodes(text: str) -> int:
+    """The nodes of %D: a number, or "1K" style on old versions' wide columns, or a range whose first counts."""
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else 1
+
+
+def _priority(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
+
+
+def _seconds(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError:
+        return 0

@@ -1,0 +1,287 @@
+"""The instants of one training step at which memory can peak, each as named parts; the peak is the largest of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_jobs.sizing.activations import (
+    Batch,
+    LayerCost,
+    evaluation_batch,
+    input_needs_gradient,
+    layer_costs,
+    mask_bytes,
+    norm_bytes,
+    rope_bytes,
+    training_batch,
+)
+from lora_jobs.sizing.losses import LossCost, loss_cost
+from lora_jobs.sizing.modules import list_modules
+from lora_jobs.sizing.precision import HALF, SINGLE, Precision, choose_precision
+from lora_jobs.sizing.state import State, compute_state
+
+if TYPE_CHECKING:
+    from lora_jobs.sizing.gpus import Gpu
+    from lora_jobs.sizing.models import ModelShape
+    from lora_jobs.spec.job import JobSpec
+
+INPUT_BYTES = 24
+"""Per token: input ids, labels and attention mask, 8 bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """One moment of the step: what is allocated then, by name, in bytes."""
+
+    name: str
+    words: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Everything that the instants are made of."""
+
+    spec: JobSpec
+    shape: ModelShape
+    gpu: Gpu
+    precision: Precision
+    state: State
+    batch: Batch
+    layers: list[LayerCost]
+    loss: LossCost
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.spec.training.activation_checkpointing
+
+    @property
+    def adapter_elements(self) -> int:
+        """LoRA parameters of all layers."""
+        return sum(layer.adapter_elements for layer in self.layers)
+
+    @property
+    def layer_input(self) -> int:
+        """Bytes of the residual stream between two layers."""
+        return self.precision.residual * self.shape.hidden_size * self.batch.tokens
+
+    def kept(self, gradient: int) -> int:
+        """Bytes that the backward pass keeps of a new gradient, beside what earlier micro-batches left."""
+        return int(gradient * self.state.growing)
+
+
+def build_step(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Step:
+    """The quantities of one step of this job on this device."""
+    precision = choose_precision(spec)
+    state = compute_state(spec, shape, precision)
+    batch = training_batch(spec)
+    loss = loss_cost(
+        spec,
+        shape,
+        precision,
+        batch,
+        evaluation_batch(spec),
+        head_gradient=state.head_gradient,
+        on_cpu=gpu.is_cpu,
+    )
+    layers = layer_costs(spec, shape, gpu, precision, batch)
+    return Step(spec, shape, gpu, precision, state, batch, layers, loss)
+
+
+def list_instants(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> tuple[Instant, ...]:
+    """The instants of the job, in the order of a step."""
+    step = build_step(spec, shape, gpu)
+    return (
+        _loss_forward(step),
+        *_loss_backward(step),
+        *_layer_backward(step),
+        *_embedding_backward(step),
+        _optimizer_step(step),
+        *_evaluation(step),
+    )
+
+
+def _held(step: Step) -> dict[str, int]:
+    """What is there all the time."""
+    state = step.state
+    return {
+        "base_weights": state.base,
+        "trainable_weights": state.trainable,
+        "optimizer_state": state.optimizer,
+        "gathered_parameters": state.gathered,
+        "ddp_buckets": state.ddp_buckets,
+    }
+
+
+def _fixed(step: Step) -> dict[str, int]:
+    """What is there through forward and backward of a micro-batch."""
+    return {**_held(step), "gradients": step.state.accumulated, "inputs": INPUT_BYTES * step.batch.tokens}
+
+
+def _shared(step: Step) -> dict[str, int]:
+    """Masks and rotary tables, made once for all layers."""
+    return {
+        "attention_masks": mask_bytes(step.spec, step.shape, step.gpu, step.precision, step.batch),
+        "rotary_embeddings": rope_bytes(step.shape, step.precision, step.batch),
+    }
+
+
+def _adapter_casts(step: Step, elements: int) -> int:
+    """Autocast's half copies of fp32 adapters."""
+    return HALF * elements if step.precision.casts_adapters else 0
+
+
+def _weight_casts(step: Step, layers: int) -> int:
+    """Autocast's half copies of a fp32 base's weights, saved with the activations; quantized layers make none."""
+    if not step.precision.casts_base or step.spec.model.quantization is not None:
+        return 0
+    modules = list_modules(step.shape)
+    one = sum(module.weights for module in modules if module.layer == 0 and module.kind == "linear")
+    return HALF * one * layers
+
+
+def _activations(step: Step) -> dict[str, int]:
+    """A: what forward has saved when the loss is reached. With checkpointing one input per layer, else everything."""
+    tokens = step.batch.tokens
+    final_norm = norm_bytes(step.shape.hidden_size) * tokens
+    if step.checkpointing:
+        saved = step.layer_input * len(step.layers)
+        return {"checkpoints": saved + final_norm, **_shared(step)}
+    saved = sum(layer.saved for layer in step.layers) * tokens
+    if not input_needs_gradient(step.spec, step.shape):
+        saved -= step.layers[0].first_unneeded * tokens
+    return {
+        "saved_activations": saved + final_norm,
+        "adapter_casts": _adapter_casts(step, step.adapter_elements),
+        "weight_casts": _weight_casts(step, len(step.layers)),
+        **_shared(step),
+    }
+
+
+def _loss_forward(step: Step) -> Instant:
+    casts = _adapter_casts(step, step.adapter_elements)
+    hidden = step.precision.output * step.shape.hidden_size * step.batch.tokens
+    parts = {
+        **_fixed(step),
+        **_activations(step),
+        "adapter_casts": casts,
+        "hidden_states": hidden,
+        step.loss.name: step.loss.forward,
+    }
+    return Instant("loss_forward", "while the loss is computed", parts)
+
+
+def _loss_backward(step: Step) -> list[Instant]:
+    common = {**_fixed(step), **_activations(step), "reduce_buckets": step.state.reduce_buckets}
+    parts = {**common, step.loss.name: step.loss.backward}
+    instants = [Instant("loss_backward", "while the loss is differentiated", parts)]
+    if step.state.head_gradient:
+        parts = {**common, step.loss.name: step.loss.head_backward}
+        instants.append(Instant("head_backward", "while the output layer's gradient is computed", parts))
+    return instants
+
+
+def _layer_backward(step: Step) -> list[Instant]:
+    """The first and the last backward of a layer: all inputs still saved, or all gradients there."""
+    tokens, count = step.batch.tokens, len(step.layers)
+    common = {
+        **_fixed(step),
+        "reduce_buckets": step.state.reduce_buckets,
+        "head_gradient": step.kept(step.state.head_gradient),
+        "dequantized_weight": _dequantized(step),
+    }
+    last, first = step.layers[-1], step.layers[0]
+    adapters = step.precision.adapter * step.adapter_elements
+    late = {"new_gradients": step.kept(adapters) * (count - 1) // count}
+    if step.checkpointing:
+        begin = {**_recomputed(step, last), "checkpoints": step.layer_input * count}
+        end = {**_recomputed(step, first), "checkpoints": step.layer_input, **late}
+    else:
+        begin = {**_activations(step), "layer_backward": last.mlp_backward * tokens}
+        end = {**_shared(step), "layer_backward": _live(first) * tokens, **late}
+    return [
+        Instant("first_layer_backward", "in the backward pass of the last layer", {**common, **begin}),
+        Instant("last_layer_backward", "at the end of the backward pass", {**common, **end}),
+    ]
+
+
+def _dequantized(step: Step) -> int:
+    """A quantized layer's whole weight, for as long as the layer runs."""
+    return step.state.largest_quantized * step.precision.output
+
+
+def _live(layer: LayerCost) -> int:
+    """Bytes per token at the worst moment of one layer's backward: in its MLP, or in eager attention's scores."""
+    return max(layer.saved + layer.mlp_backward, layer.attention_backward)
+
+
+def _recomputed(step: Step, layer: LayerCost) -> dict[str, int]:
+    return {
+        **_shared(step),
+        "recomputed_layer": _live(layer) * step.batch.tokens,
+        "adapter_casts": _adapter_casts(step, layer.adapter_elements),
+        "weight_casts": _weight_casts(step, 1),
+    }
+
+
+def _embedding_backward(step: Step) -> list[Instant]:
+    """A trained embedding gets a dense gradient at the very end, beside every other one."""
+    if not step.state.embedding_gradient:
+        return []
+    others = step.precision.adapter * step.adapter_elements + step.state.head_gradient
+    parts = {
+        **_fixed(step),
+        "new_gradients": step.kept(others),
+        "embedding_gradient": step.state.embedding_gradient,
+        "reduce_buckets": step.state.reduce_buckets,
+        "hidden_states": step.layer_input,
+    }
+    return [Instant("embedding_backward", "while the embedding's gradient is computed", parts)]
+
+
+def _optimizer_step(step: Step) -> Instant:
+    parts = {**_held(step), "gradients": step.state.gradients, "optimizer_temporaries": step.state.step_transient}
+    return Instant("optimizer_step", "in the optimizer's step", parts)
+
+
+def _evaluation(step: Step) -> list[Instant]:
+    """Evaluation keeps no activations, but has a batch size and a loss of its own."""
+    if step.spec.data.eval is None or step.spec.training.eval_steps is None:
+        return []
+    batch = evaluation_batch(step.spec)
+    shape, precision = step.shape, step.precision
+    shared = {
+        **_held(step),
+        "inputs": INPUT_BYTES * batch.tokens,
+        "adapter_casts": _adapter_casts(step, step.adapter_elements),
+        "attention_masks": mask_bytes(step.spec, shape, step.gpu, precision, batch),
+        "rotary_embeddings": rope_bytes(shape, precision, batch),
+    }
+    hidden = (precision.residual + precision.output) * shape.hidden_size * batch.tokens
+    loss = {**shared, "hidden_states": hidden, f"evaluation_{step.loss.name}": step.loss.evaluation}
+    layer = {**shared, "evaluation_layer": _evaluated_layer(step, batch), "dequantized_weight": _dequantized(step)}
+    return [
+        Instant("evaluation_loss", "while an evaluation's loss is computed", loss),
+        Instant("evaluation_layer", "in a layer of an evaluation", layer),
+    ]
+
+
+def _evaluated_layer(step: Step, batch: Batch) -> int:
+    """One layer without gradients: the stream (four copies and one in fp32), and either the MLP's four intermediate
+    values, beside the scores that eager attention returns, or those scores while they are made. Traced.
+    """
+    shape, precision = step.shape, step.precision
+    stream = (4 * precision.residual + SINGLE) * shape.hidden_size
+    mlp = 4 * precision.output * shape.intermediate_size
+    costs = layer_costs(step.spec, shape, step.gpu, precision, batch)
+    scores = 0
+    if any(layer.attention_backward for layer in costs):
+        mlp += precision.attention * shape.num_attention_heads * batch.sequence
+        scores = (2 * precision.attention + SINGLE) * shape.num_attention_heads * batch.sequence
+        scores += 4 * precision.attention * shape.query_size
+    return (stream + max(mlp, scores)) * batch.tokens

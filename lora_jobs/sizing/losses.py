@@ -1,0 +1,111 @@
+"""What the loss takes: the logits of the stock loss, or the tiles of TRL's fused one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_jobs.sizing.precision import SINGLE, Precision
+
+if TYPE_CHECKING:
+    from lora_jobs.sizing.activations import Batch
+    from lora_jobs.sizing.models import ModelShape
+    from lora_jobs.spec.job import JobSpec
+
+STOCK_FORWARD = 10
+"""Bytes per logit at the end of the stock loss's forward: half logits, fp32 logits, fp32 log-probabilities."""
+
+STOCK_BACKWARD = 12
+"""Bytes per logit at log_softmax's backward: fp32 logits, log-probabilities and their gradient."""
+
+STOCK_HEAD_BACKWARD = 6
+"""Bytes per logit when the output layer's own gradient is computed: the gradient in fp32 and cast."""
+
+SOFT_CAP = 2
+"""Gemma 2's soft-cap keeps its tanh: two bytes more per logit."""
+
+STOCK_EVALUATION = 10
+"""Bytes per logit of an evaluation with labels; nothing is kept for a backward pass."""
+
+TILE_TOKENS, TILE_COLUMNS = 4096, 32768
+"""The fused loss works in tiles of this size. Source: trl/kernels/chunked_logprob.py, trl/trainer/utils.py (1.16.0)."""
+
+TILE_TEMPORARIES = 6
+"""Without Triton (CPU) a tile passes through this many fp32 temporaries at once. Source: _backward_tile, read."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossCost:
+    """Bytes of the loss beside the saved activations, at each instant; `name` says which loss it is."""
+
+    name: str
+    forward: int
+    backward: int
+    head_backward: int
+    """With a trained output layer: its gradient, and what lives beside it."""
+    evaluation: int
+
+
+def uses_fused_loss(spec: JobSpec) -> bool:
+    """TRL's SFTTrainer never builds the logits; the plain Trainer does."""
+    return spec.training.trainer == "trl"
+
+
+def loss_cost(
+    spec: JobSpec,
+    shape: ModelShape,
+    precision: Precision,
+    batch: Batch,
+    evaluation: Batch,
+    *,
+    head_gradient: int,
+    on_cpu: bool,
+) -> LossCost:
+    """The cost of the loss that this job's trainer really computes."""
+    if uses_fused_loss(spec):
+        return _fused_loss(shape, precision, batch, evaluation, head_gradient=head_gradient, on_cpu=on_cpu)
+    return _stock_loss(shape, precision, batch, evaluation, head_gradient=head_gradient)
+
+
+def _stock_loss(
+    shape: ModelShape, precision: Precision, batch: Batch, evaluation: Batch, *, head_gradient: int
+) -> LossCost:
+    """The logits of every token; a fp32 output layer under autocast also as a half copy."""
+    cap = SOFT_CAP if shape.traits.final_soft_cap else 0
+    logits = batch.tokens * shape.vocab_size
+    head = precision.attention * shape.vocab_size * shape.hidden_size if precision.casts_base else 0
+    return LossCost(
+        name="logits",
+        forward=(STOCK_FORWARD + cap) * logits + head,
+        backward=(STOCK_BACKWARD + cap) * logits + head,
+        head_backward=STOCK_HEAD_BACKWARD * logits + head + head_gradient if head_gradient else 0,
+        evaluation=STOCK_EVALUATION * evaluation.tokens * shape.vocab_size + head,
+    )
+
+
+def _fused_loss(
+    shape: ModelShape, precision: Precision, batch: Batch, evaluation: Batch, *, head_gradient: int, on_cpu: bool
+) -> LossCost:
+    """One tile; the hidden states of the scored tokens; in the backward their fp32 gradient, and the output layer's
+    fp32 gradient (4 V h); both are cast while the tile is still there. Every token is taken as
+    scored: the most there can be.
+    """
+    hidden = precision.output * shape.hidden_size * batch.tokens
+    gradient = SINGLE * shape.hidden_size * batch.tokens
+    tile = _tile_bytes(shape, batch, precision, on_cpu=on_cpu)
+    head = SINGLE * shape.vocab_size * shape.hidden_size if head_gradient else 0
+    return LossCost(
+        name="fused_loss",
+        forward=hidden + tile,
+        backward=hidden + gradient + tile + head,
+        head_backward=2 * hidden + gradient + tile + head + head_gradient if head_gradient else 0,
+        evaluation=precision.output * shape.hidden_size * evaluation.tokens
+        + _tile_bytes(shape, evaluation, precision, on_cpu=on_cpu),
+    )
+
+
+def _tile_bytes(shape: ModelShape, batch: Batch, precision: Precision, *, on_cpu: bool) -> int:
+    """One tile of logits, and the output layer's columns for it where they are cast."""
+    elements = min(batch.tokens, TILE_TOKENS) * TILE_COLUMNS
+    columns = precision.attention * TILE_COLUMNS * shape.hidden_size if precision.casts_base else 0
+    return elements * (precision.attention + (TILE_TEMPORARIES * SINGLE if on_cpu else 0)) + columns

@@ -1,0 +1,209 @@
+"""What stays on a device for the whole training: base, adapters, optimizer, gradients; per rank, under ZeRO or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lora_jobs.sizing.modules import HEAD, Module, find_token_embedding, list_modules
+from lora_jobs.sizing.parameters import TrainableTensor, saved_modules, trainable_tensors
+from lora_jobs.sizing.precision import HALF, SINGLE, Precision
+
+if TYPE_CHECKING:
+    from lora_jobs.sizing.models import ModelShape
+    from lora_jobs.spec.job import DeepSpeedSpec, JobSpec, LoraSpec, QuantizationSpec
+
+NF4_BYTES = 0.5625
+"""Per parameter: 4 bits, and a fp32 absmax for every 64. Source: bitsandbytes, blocksize 64."""
+
+NF4_DOUBLE_QUANT_BYTES = 0.51587
+"""With the absmax quantized again to 8 bits, in blocks of 256. Source: QLoRA, arXiv:2305.14314, section 3."""
+
+ADAM_8BIT_BYTES = 2.03
+"""Per parameter: two moments of 8 bits with their absmax. Source: bitsandbytes, blockwise optimizers."""
+
+ADAM_8BIT_SMALLEST = 4096
+"""Tensors below this many elements keep fp32 moments. Source: bitsandbytes, min_8bit_size."""
+
+STEP_TENSOR_BYTES = 512
+"""A fused AdamW keeps its step counter on the device: one allocator block per tensor."""
+
+DEEPSPEED_LIVE_PARAMETERS = 1_000_000_000
+"""ZeRO-3 lets this many gathered parameters live at once. Source: stage3_max_live_parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Bytes on one device, through the whole of training."""
+
+    base: int
+    trainable: int
+    optimizer: int
+    gradients: int
+    """Every gradient once, as kept between backward and step; 0 where they are kept on the host."""
+    accumulated: int
+    """What is kept while a later micro-batch runs: the gradients where they accumulate, else 0."""
+    growing: float
+    """Share of a gradient that the backward pass keeps beside `accumulated`: 1 the whole, 1/W of it under ZeRO-2."""
+    reduce_buckets: int = 0
+    """ZeRO's communication buffers: they live through the backward pass."""
+    ddp_buckets: int = 0
+    """DistributedDataParallel's: they stay."""
+    step_transient: int = 0
+    """What the optimizer step allocates and frees again."""
+    gathered: int = 0
+    """ZeRO-3: parameters gathered for use."""
+    host_optimizer: int = 0
+    """The part of the optimizer's state that is on the host instead."""
+    head_gradient: int = 0
+    """The gradient of a trained output layer; 0 where it is frozen."""
+    embedding_gradient: int = 0
+    largest_quantized: int = 0
+    """Parameters of the largest quantized layer: dequantized one at a time."""
+
+
+def weight_bytes(module: Module, precision: Precision, quantization: QuantizationSpec | None) -> int:
+    """Bytes of one module of the base. Embeddings, norms and lm_head are never quantized."""
+    if quantization is None or not _is_quantized(module):
+        return module.parameters * precision.base
+    biases = module.biases * precision.base
+    if quantization.load_in_8bit:
+        return module.weights + SINGLE * module.fan_out + biases
+    width = NF4_DOUBLE_QUANT_BYTES if quantization.bnb_4bit_use_double_quant else NF4_BYTES
+    return round(module.weights * width) + biases
+
+
+def _is_quantized(module: Module) -> bool:
+    return module.kind == "linear" and module.name != HEAD
+
+
+def base_bytes(shape: ModelShape, precision: Precision, quantization: QuantizationSpec | None) -> int:
+    """Bytes of the frozen base model, its tied head counted once."""
+    return sum(
+        weight_bytes(module, precision, quantization)
+        for module in list_modules(shape)
+        if not (module.name == HEAD and shape.tie_word_embeddings)
+    )
+
+
+def tensor_bytes(tensor: TrainableTensor, precision: Precision) -> int:
+    """Bytes of one trained tensor; a gradient has as many."""
+    width = {"lora": precision.adapter, "saved": precision.saved, "bias": precision.base}[tensor.part]
+    return tensor.elements * width
+
+
+def moment_bytes(tensor: TrainableTensor, precision: Precision, optim: str) -> int:
+    """Bytes of Adam's two moments for one tensor: in the tensor's own dtype, fp32 from a fp32 master, or 8 bits."""
+    if optim.endswith("_8bit") and tensor.elements >= ADAM_8BIT_SMALLEST:
+        return round(tensor.elements * ADAM_8BIT_BYTES)
+    if precision.has_master or "bit" in optim:
+        return 2 * SINGLE * tensor.elements
+    return 2 * tensor_bytes(tensor, precision) + (STEP_TENSOR_BYTES if optim == "adamw_torch_fused" else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Bytes before anything is sharded."""
+
+    base: int
+    copies: int
+    gradients: int
+    moments: int
+    elements: int
+
+
+def _compute_sizes(spec: JobSpec, shape: ModelShape, precision: Precision) -> _Sizes:
+    tensors = trainable_tensors(shape, spec.lora)
+    return _Sizes(
+        base=base_bytes(shape, precision, spec.model.quantization),
+        # A trained bias is the base's own; everything else that is trained is new.
+        copies=sum(tensor_bytes(tensor, precision) for tensor in tensors if tensor.part != "bias"),
+        gradients=sum(tensor_bytes(tensor, precision) for tensor in tensors),
+        moments=sum(moment_bytes(tensor, precision, spec.training.optim) for tensor in tensors),
+        elements=sum(tensor.elements for tensor in tensors),
+    )
+
+
+def compute_state(spec: JobSpec, shape: ModelShape, precision: Precision) -> State:
+    """The state of one rank under the job's parallelism."""
+    sizes = _compute_sizes(spec, shape, precision)
+    if spec.deepspeed is None:
+        state = _plain_state(spec, sizes)
+    else:
+        state = _zero_state(spec, spec.deepspeed, shape, precision, sizes)
+    return replace(
+        state,
+        head_gradient=_saved_bytes(shape, spec.lora, precision, HEAD),
+        embedding_gradient=_saved_bytes(shape, spec.lora, precision, find_token_embedding(shape).name),
+        largest_quantized=_largest_quantized(shape, spec.model.quantization),
+    )
+
+
+def _plain_state(spec: JobSpec, sizes: _Sizes) -> State:
+    """No DeepSpeed: one process, or DistributedDataParallel, whose buckets are a second copy of all gradients."""
+    paged = spec.training.optim.startswith("paged_")
+    accumulates = spec.training.gradient_accumulation_steps > 1
+    return State(
+        base=sizes.base,
+        trainable=sizes.copies,
+        optimizer=0 if paged else sizes.moments,
+        host_optimizer=sizes.moments if paged else 0,
+        gradients=sizes.gradients,
+        accumulated=sizes.gradients if accumulates else 0,
+        growing=0 if accumulates else 1,
+        ddp_buckets=sizes.gradients if spec.resources.world_size > 1 else 0,
+        step_transient=sizes.gradients if spec.training.optim == "adamw_torch" else 0,
+    )
+
+
+def _zero_state(spec: JobSpec, zero: DeepSpeedSpec, shape: ModelShape, precision: Precision, sizes: _Sizes) -> State:
+    """DeepSpeed over W ranks: stage 1 splits the optimizer, 2 also the gradients, 3 also the parameters.
+
+    Sources: ZeRO, arXiv:1910.02054, section 5; stage_1_and_2.py and stage3.py of DeepSpeed 0.19.
+    """
+    ranks, stage, width = spec.resources.world_size, zero.zero_stage, precision.adapter
+    shards, gradient_shards, parameter_shards = (ranks if stage >= first else 1 for first in (1, 2, 3))
+    master = SINGLE * sizes.elements
+    optimizer = (master + sizes.moments) // shards
+    on_device = 0 if zero.offload_optimizer else 1
+    gradients = on_device * sizes.gradients // gradient_shards
+    accumulates = spec.training.gradient_accumulation_steps > 1
+    live = min(sizes.base + sizes.copies, DEEPSPEED_LIVE_PARAMETERS * width)
+    return State(
+        base=sizes.base // parameter_shards,
+        trainable=sizes.copies // parameter_shards,
+        optimizer=on_device * optimizer,
+        host_optimizer=0 if on_device else optimizer + master // shards,
+        gradients=gradients,
+        accumulated=gradients if accumulates else 0,
+        growing=on_device / gradient_shards if stage >= 2 or not accumulates else 0,
+        reduce_buckets=_bucket_bytes(zero, shape, width) if stage >= 1 else 0,
+        step_transient=on_device * (2 if width == HALF else 1) * master // shards,
+        gathered=live if parameter_shards > 1 else 0,
+    )
+
+
+def _bucket_bytes(zero: DeepSpeedSpec, shape: ModelShape, width: int) -> int:
+    """The reduce bucket is allocated in full, whatever is trained; twice with overlap_comm. auto is hidden_size^2."""
+    if not zero.contiguous_gradients:
+        return 0
+    elements = shape.hidden_size**2 if zero.reduce_bucket_size == "auto" else zero.reduce_bucket_size
+    return elements * width * (2 if zero.overlap_comm else 1)
+
+
+def _saved_bytes(shape: ModelShape, lora: LoraSpec, precision: Precision, name: str) -> int:
+    """Bytes of the gradient of a whole trained embedding or head; 0 where it is frozen.
+
+    A head that stays tied gets its gradient in the embedding's one copy.
+    """
+    saved = saved_modules(shape, lora)
+    tied = shape.tie_word_embeddings and lora.ensure_weight_tying and any(part.is_token_embedding for part in saved)
+    if not tied and name not in {module.name for module in saved}:
+        return 0
+    return shape.vocab_size * shape.hidden_size * precision.saved
+
+
+def _largest_quantized(shape: ModelShape, quantization: QuantizationSpec | None) -> int:
+    if quantization is None:
+        return 0
+    return max(module.weights for module in list_modules(shape) if _is_quantized(module))

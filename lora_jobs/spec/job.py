@@ -1,0 +1,325 @@
+"""The job spec as typed values.
+
+Names are the field's own: PEFT's LoraConfig, Hugging Face's TrainingArguments and from_pretrained, sbatch's options,
+DeepSpeed's JSON keys. Everything about one fine-tune is in one frozen JobSpec, which is stored with every run.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from lora_jobs.spec.section import Conflict, ConflictError, Section
+from lora_jobs.spec.words import (
+    COMMIT_PATTERN,
+    CONSTRAINT_PATTERN,
+    NAME_PATTERN,
+    REVISION_PATTERN,
+    Count,
+    Duration,
+    Fraction,
+    Names,
+    Natural,
+    NotNegative,
+    Positive,
+    Prose,
+    Size,
+    Text,
+    Word,
+    check_expression,
+    read_whole_float,
+)
+
+LESS_THAN_ONE = Field(ge=0, lt=1, allow_inf_nan=False)
+
+
+def _kind_of_targets(value: object) -> str:
+    return "list" if isinstance(value, list | tuple) else "text"
+
+
+def _kind_of_bucket(value: object) -> str:
+    return "text" if isinstance(value, str) else "number"
+
+
+# A list of module names, or one regular expression; the two kinds are told apart first, so that only one complains.
+TargetModules = Annotated[
+    Annotated[tuple[Text, ...], Field(strict=False, min_length=1), Tag("list")]
+    | Annotated[Text, AfterValidator(check_expression), Tag("text")],
+    Discriminator(_kind_of_targets),
+]
+# DeepSpeed's documents write bucket sizes as 5e8, which YAML reads as a float.
+BucketSize = Annotated[
+    Annotated[Count, BeforeValidator(read_whole_float), Tag("number")] | Annotated[Literal["auto"], Tag("text")],
+    Discriminator(_kind_of_bucket),
+]
+
+# What get_scheduler of transformers hands on to the schedule of each name; the others take nothing.
+SCHEDULER_KEYS: dict[str, tuple[str, ...]] = {
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+}
+SchedulerKwargs = Annotated[dict[Text, Positive], Field(max_length=8)]
+
+
+class QuantizationSpec(Section):
+    """transformers' BitsAndBytesConfig, by its own names."""
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    def find_conflicts(self) -> list[Conflict]:
+        if self.load_in_4bit != self.load_in_8bit:
+            return []
+        message = "set exactly one of load_in_4bit and load_in_8bit to true, or leave quantization out"
+        return [Conflict(("load_in_4bit", "load_in_8bit"), message)]
+
+
+class ModelSpec(Section):
+    """The base model, by the names of `from_pretrained`."""
+
+    name_or_path: Text = Field(description="Hugging Face model id, or a local directory with a config.json")
+    revision: Annotated[str, Field(pattern=REVISION_PATTERN)] | None = Field(
+        None, description="branch, tag or commit; a 40-digit commit reproduces exactly"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="left out, the library chooses: eager for Gemma 2, else sdpa"
+    )
+    trust_remote_code: bool = False
+    quantization: QuantizationSpec | None = None
+
+    def find_conflicts(self) -> list[Conflict]:
+        if not self.trust_remote_code or re.fullmatch(COMMIT_PATTERN, self.revision or ""):
+            return []
+        message = "runs code from the hub: pin model.revision to a 40-digit commit"
+        return [Conflict(("trust_remote_code", "revision"), message)]
+
+
+class LoraSpec(Section):
+    """PEFT's LoraConfig, by its own names."""
+
+    r: Count
+    lora_alpha: Positive | None = Field(None, description="left out, equal to r (scaling 1)")
+    lora_dropout: Annotated[float, LESS_THAN_ONE] = 0.0
+    target_modules: TargetModules = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="list of module names, or one regular expression over full layer names, or all-linear",
+    )
+    modules_to_save: Names = Field((), description="modules trained in full and saved with the adapter")
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+    ensure_weight_tying: bool = Field(False, description="keep tied embeddings one tensor under modules_to_save")
+
+    @property
+    def alpha(self) -> float:
+        """lora_alpha, or r where the spec leaves it out."""
+        return float(self.r) if self.lora_alpha is None else self.lora_alpha
+
+
+class DataSpec(Section):
+    """The examples and how they become tokens."""
+
+    train: Text = Field(description="JSONL file; relative paths start at the directory the command is typed in")
+    eval: Text | None = Field(None, description="JSONL file of held-out examples, same format")
+    format: Literal["prompt_completion", "chat", "text", "svg_caption"] = Field(
+        "prompt_completion",
+        description="keys of a row: prompt and completion; messages; text; svg and caption",
+    )
+    instruction: Prose | None = Field(None, description="svg_caption: what stands before the SVG in the user's turn")
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+        1024, description="tokens; longer examples are left out"
+    )
+    packing: bool = Field(False, description="fill each sequence with several examples (training.trainer: trl)")
+    pad_to_multiple_of: Count | None = None
+    completion_only: bool = Field(True, description="the loss is on the completion (the model's turn) only")
+
+
+class TrainingSpec(Section):
+    """transformers' TrainingArguments, by their own names."""
+
+    older_words: ClassVar[dict[str, str]] = {"gradient_checkpointing": "activation_checkpointing"}
+
+    trainer: Literal["trl", "transformers"] = Field(
+        "trl", description="trl: SFTTrainer with its fused loss; transformers: the plain Trainer with the stock loss"
+    )
+    per_device_train_batch_size: Count = 1
+    per_device_eval_batch_size: Count = 1
+    gradient_accumulation_steps: Count = 1
+    eval_accumulation_steps: Count | None = Field(
+        None, description="accepted, changes nothing: an evaluation keeps the loss only, so nothing accumulates"
+    )
+    learning_rate: Positive = 2e-4
+    num_train_epochs: Positive | None = Field(None, description="this or max_steps, not both")
+    max_steps: Count | None = Field(None, description="optimizer steps; this or num_train_epochs, not both")
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "cosine"
+    lr_scheduler_kwargs: SchedulerKwargs = Field(
+        {}, description="more for the schedule, such as num_cycles: 2 for cosine_with_restarts (left out: 1)"
+    )
+    warmup_ratio: Fraction = 0.0
+    warmup_steps: Natural | None = None
+    weight_decay: NotNegative = 0.0
+    adam_beta1: Annotated[float, LESS_THAN_ONE] = 0.9
+    adam_beta2: Annotated[float, LESS_THAN_ONE] = 0.999
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: NotNegative = 1.0
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
+        "adamw_torch_fused"
+    )
+    bf16: bool = False
+    fp16: bool = False
+    tf32: bool = False
+    activation_checkpointing: bool = Field(
+        True, description="recompute activations in the backward pass; gradient_checkpointing is the older word for it"
+    )
+    logging_steps: Count = 1
+    eval_steps: Count | None = Field(None, description="optimizer steps between evaluations; needs data.eval")
+    save_steps: Count = Field(100, description="optimizer steps between checkpoints")
+    load_best_model_at_end: bool = False
+    early_stopping_patience: Count | None = Field(None, description="evaluations without a better eval loss")
+    early_stopping_threshold: NotNegative = 0.0
+    dataloader_num_workers: Natural = 0
+    dataloader_pin_memory: bool = True
+    torch_empty_cache_steps: Count | None = None
+    torch_compile: bool = False
+    # numpy's generator, which the Trainer seeds too, takes 32 bits.
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+    def find_conflicts(self) -> list[Conflict]:
+        found = []
+        if (self.num_train_epochs is None) == (self.max_steps is None):
+            seen = "neither is set" if self.max_steps is None else "both are set"
+            message = f"set exactly one of num_train_epochs and max_steps ({seen})"
+            found.append(Conflict(("max_steps", "num_train_epochs"), message))
+        if self.bf16 and self.fp16:
+            found.append(Conflict(("bf16", "fp16"), "bf16 and fp16 exclude each other"))
+        if self.warmup_ratio and self.warmup_steps:
+            message = "warmup_ratio and warmup_steps exclude each other"
+            found.append(Conflict(("warmup_steps", "warmup_ratio"), message))
+        taken = SCHEDULER_KEYS.get(self.lr_scheduler_type, ())
+        if unknown := sorted(self.lr_scheduler_kwargs.keys() - set(taken)):
+            wanted = f"takes {' and '.join(taken)}" if taken else "takes none"
+            message = f"{', '.join(unknown)}: not known to {self.lr_scheduler_type}, which {wanted}"
+            found.append(Conflict(("lr_scheduler_kwargs", "lr_scheduler_type"), message))
+        if self.lr_scheduler_kwargs.get("lr_end", 0) >= self.learning_rate:
+            message = f"lr_end must be smaller than learning_rate ({self.learning_rate:g})"
+            found.append(Conflict(("lr_scheduler_kwargs", "learning_rate"), message))
+        if self.early_stopping_patience and self.eval_steps is None:
+            message = "needs training.eval_steps: it counts evaluations"
+            found.append(Conflict(("early_stopping_patience", "eval_steps"), message))
+        if self.load_best_model_at_end and (self.eval_steps is None or self.save_steps % self.eval_steps):
+            message = f"needs save_steps ({self.save_steps}) to be a multiple of eval_steps ({self.eval_steps})"
+            found.append(Conflict(("load_best_model_at_end", "save_steps", "eval_steps"), message))
+        return found
+
+
+class DeepSpeedSpec(Section):
+    """DeepSpeed's ZeRO settings, by the keys of its JSON. Left out of the spec, training runs without DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+    allgather_bucket_size: BucketSize = Field("auto", description="elements; auto lets the Trainer choose")
+    reduce_bucket_size: BucketSize = Field(
+        "auto", description="elements; the buffer is allocated in full, whatever is trained; auto is hidden_size^2"
+    )
+    overlap_comm: bool = False
+    contiguous_gradients: bool = True
+
+
+class ResourceSpec(Section):
+    """What sbatch is asked for, by its own option names; `cluster` names a file of envs/."""
+
+    cluster: Text = Field("local", description="name of an environment (envs/NAME.yaml) or the path of such a file")
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    reservation: Word | None = None
+    constraint: Annotated[str, Field(pattern=CONSTRAINT_PATTERN)] | None = None
+    nodes: Count = 1
+    gpus_per_node: Count = Field(1, description="one process each; on a machine without GPUs, processes")
+    gpu: Word | None = Field(None, description="GPU type to size for; left out, the partition's")
+    cpus_per_task: Count = 1
+    mem: Size | None = Field(None, description="host memory per node, such as 120G")
+    time: Duration = Field("01:00:00", description="[days-]hours:minutes:seconds")
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the job: one per GPU."""
+        return self.nodes * self.gpus_per_node
+
+
+class ResumeSpec(Section):
+    """What happens when the job is stopped before its end."""
+
+    auto: bool = Field(True, description="requeue after a saved stop (time limit, preemption)")
+    max_attempts: Count = 20
+    signal_seconds: Annotated[int, Field(ge=10, le=3600)] = Field(
+        120, description="how long before the time limit the job is told to save"
+    )
+
+
+SweepValue = bool | int | float | Text
+SweepValues = Annotated[tuple[SweepValue, ...], Field(strict=False, min_length=1, max_length=1000)]
+
+
+class JobSpec(Section):
+    """One fine-tune: everything that is asked, from one YAML file."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    model: ModelSpec
+    lora: LoraSpec
+    data: DataSpec
+    training: TrainingSpec
+    deepspeed: DeepSpeedSpec | None = None
+    resources: ResourceSpec = ResourceSpec()
+    resume: ResumeSpec = ResumeSpec()
+    sweep: dict[Text, SweepValues] = Field({}, description='values to try for dotted keys, such as "lora.r": [8, 16]')
+
+    def find_conflicts(self) -> list[Conflict]:
+        found = []
+        if self.training.eval_steps is not None and self.data.eval is None:
+            found.append(Conflict(("training.eval_steps", "data.eval"), "needs data.eval, the held-out examples"))
+        if self.data.packing and self.training.trainer != "trl":
+            found.append(Conflict(("data.packing", "training.trainer"), "needs training.trainer: trl"))
+        if self.training.bf16 and self.model.dtype == "float16":
+            found.append(Conflict(("training.bf16", "model.dtype"), "contradicts model.dtype: float16"))
+        if self.training.fp16 and self.model.dtype == "bfloat16":
+            found.append(Conflict(("training.fp16", "model.dtype"), "contradicts model.dtype: bfloat16"))
+        return found
+
+    @model_validator(mode="after")
+    def _sweep_names_known_keys(self) -> JobSpec:
+        unknown = [key for key in self.sweep if not is_swept_key(key)]
+        if unknown:
+            message = "is no key that can be swept: wanted section.key, such as lora.r"
+            raise ConflictError([Conflict((f"sweep.{key}",), message) for key in unknown])
+        return self
+
+    def to_values(self) -> dict[str, Any]:
+        """Plain values (dict, list, str, int, float, bool, None) that load back to an equal spec."""
+        return self.model_dump(mode="json")
+
+
+SWEPT_SECTIONS: dict[str, type[Section]] = {
+    "model": ModelSpec,
+    "lora": LoraSpec,
+    "data": DataSpec,
+    "training": TrainingSpec,
+    "deepspeed": DeepSpeedSpec,
+    "resources": ResourceSpec,
+}
+
+
+def is_swept_key(key: str) -> bool:
+    """Whether a sweep may vary this dotted key."""
+    section, _, field = key.partition(".")
+    return section in SWEPT_SECTIONS and field in SWEPT_SECTIONS[section].model_fields

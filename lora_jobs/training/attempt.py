@@ -1,0 +1,216 @@
+"""The begin and the end of an attempt, as the batch script and a local rank 0 write them. No torch here.
+
+python -m lora_jobs.training.attempt begin RUN        prints the attempt's number
+python -m lora_jobs.training.attempt end RUN CODE     prints requeue, stop or done
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_jobs.checkpoints import MANIFEST, choose_checkpoint, load_manifest
+from lora_jobs.errors import CheckpointError, LoraJobsError, RunError
+from lora_jobs.runs import (
+    EXIT_NO_CHECKPOINT,
+    EXIT_SAVED,
+    Attempt,
+    Run,
+    begin_attempt,
+    decide_after,
+    end_attempt,
+    load_attempts,
+    load_metrics,
+)
+from lora_jobs.spec import load_spec
+from lora_jobs.training.launch import Launch, read_launch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_jobs.checkpoints import Choice
+
+STATES = {0: "COMPLETED", EXIT_SAVED: "SAVED"}
+
+
+class NoGoodCheckpointError(CheckpointError):
+    """Checkpoints were committed and none holds any more: starting over silently would hide the loss."""
+
+    exit_code = EXIT_NO_CHECKPOINT
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where an attempt starts: a checkpoint and its step, or the base model and step 0; and why, line by line."""
+
+    checkpoint: Path | None
+    step: int
+    explanation: tuple[str, ...]
+
+
+def choose_start(run: Run, *, world_size: int) -> Start:
+    """The newest good checkpoint of a run, or the base model when none was ever committed.
+
+    Errors: NoGoodCheckpointError when all that were committed are damaged; RunError for another number of processes.
+    """
+    choice = choose_checkpoint(run.checkpoints)
+    lines = [f"{verdict.path.name}: {'good' if verdict.good else verdict.reason}" for verdict in choice.verdicts]
+    if choice.chosen is None:
+        refuse_damaged(run, choice)
+        return Start(None, 0, (*lines, "starting from the base model"))
+    manifest = load_manifest(choice.chosen)
+    if manifest.world_size != world_size:
+        raise RunError(
+            f"{choice.chosen.name} was saved by {manifest.world_size} processes, this job has {world_size}",
+            hint=f"resume with nodes x gpus_per_node = {manifest.world_size}",
+        )
+    return Start(choice.chosen, manifest.step, (*lines, f"resuming from {choice.chosen.name}"))
+
+
+def refuse_damaged(run: Run, choice: Choice) -> None:
+    """Raise where a manifest exists but no checkpoint is good. A folder without a manifest was never a checkpoint."""
+    damaged = [verdict for verdict in choice.verdicts if (verdict.path / MANIFEST).exists()]
+    if damaged:
+        raise NoGoodCheckpointError(
+            f"no good checkpoint in {run.checkpoints}: "
+            + "; ".join(f"{verdict.path.name}: {verdict.reason}" for verdict in damaged),
+            path=damaged[0].path,
+            hint="`lora-jobs verify` shows what is wrong; move the folder away to start over from the base model",
+        )
+
+
+def find_own_attempt(run: Run, launch: Launch) -> Attempt | None:
+    """The attempt that this start of the job has already begun, None before its first line is written."""
+    for attempt in reversed(load_attempts(run)):
+        if attempt.job_id != launch.job_id or attempt.backend != launch.backend:
+            continue
+        if launch.backend == "local":
+            return attempt if attempt.started_at >= launch.started_after else None
+        if attempt.restart_count == launch.restart_count:
+            return attempt
+    return None
+
+
+def begin(run: Run, launch: Launch) -> tuple[Attempt, tuple[str, ...]]:
+    """Choose where to start and write the attempt's line; the same attempt again when it was begun already.
+
+    Errors: those of `choose_start`; they are recorded as an attempt that failed at once.
+    """
+    if (attempt := find_own_attempt(run, launch)) is not None:
+        return attempt, ()
+    restart_count = launch.restart_count
+    if launch.backend == "local":
+        restart_count = sum(attempt.job_id == launch.job_id for attempt in load_attempts(run))
+    write = partial(
+        begin_attempt,
+        run,
+        job_id=launch.job_id,
+        restart_count=restart_count,
+        backend=launch.backend,
+        host=launch.host,
+    )
+    try:
+        start = choose_start(run, world_size=load_spec(run.spec_path).resources.world_size)
+    except LoraJobsError as error:
+        attempt = write(resume_from=None, first_step=0)
+        write_end(run, attempt, error.exit_code, "FAILED", error.message)
+        raise
+    attempt = write(resume_from=start.checkpoint.name if start.checkpoint else None, first_step=start.step)
+    return attempt, start.explanation
+
+
+def end(run: Run, attempt: Attempt, exit_code: int) -> str:
+    """Write how an attempt ended and decide: "requeue", "stop" or "done".
+
+    What the ranks recorded beats the exit code: srun ends the slower ranks of a saved stop with a signal of its own.
+    """
+    notes = [row for row in load_metrics(run) if row.get("attempt") == attempt.number and "event" in row]
+    events = {row["event"]: row for row in reversed(notes)}
+    if exit_code != 0 and "saved" in events:
+        exit_code = EXIT_SAVED
+    state = STATES.get(exit_code, "FAILED")
+    if state == "SAVED":
+        reason = explain_save(events.get("saved", {}))
+    elif state == "COMPLETED":
+        reason = "finished"
+    else:
+        told = events.get("failed") or events.get("lost_rank")
+        reason = told["reason"] if told else explain_code(exit_code)
+    write_end(run, attempt, exit_code, state, reason)
+    return decide_after(exit_code, attempts=load_attempts(run), resume=load_spec(run.spec_path).resume)
+
+
+def explain_save(note: Mapping[str, Any]) -> str:
+    """The note of a saved stop in words; without one nobody says which signal it was."""
+    if "signal" not in note:
+        return "saved on a signal"
+    lost = f" (step {note['unfinished_step']} was unfinished and will be repeated)" if "unfinished_step" in note else ""
+    return f"saved after {note['signal']}{lost}"
+
+
+def write_end(run: Run, attempt: Attempt, exit_code: int, state: str, reason: str) -> None:
+    """Write an attempt's end, with the newest step that is committed by then."""
+    choice = choose_checkpoint(run.checkpoints, level=0)
+    end_attempt(
+        run,
+        job_id=attempt.job_id,
+        restart_count=attempt.restart_count,
+        exit_code=exit_code,
+        state=state,
+        reason=reason,
+        last_committed_step=load_manifest(choice.chosen).step if choice.chosen else None,
+    )
+
+
+def explain_code(exit_code: int) -> str:
+    """An exit code in words; above 128 it is the signal that ended the process."""
+    if exit_code > 128:
+        return f"ended by signal {exit_code - 128}"
+    return f"exit code {exit_code}"
+
+
+def wait_for_attempt(run: Run, launch: Launch, *, timeout_seconds: float = 1800.0) -> Attempt:
+    """The attempt that rank 0 begins. Errors: RunError when no line appears in time."""
+    deadline = time.monotonic() + timeout_seconds
+    while (attempt := find_own_attempt(run, launch)) is None:
+        if time.monotonic() > deadline:
+            raise RunError(f"rank 0 began no attempt within {timeout_seconds:.0f} s in {run.attempts_path}")
+        time.sleep(0.2)
+    if attempt.has_ended:
+        raise RunError(f"rank 0 could not begin attempt {attempt.number}: {attempt.reason}")
+    return attempt
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The two commands of the batch script. Returns the exit status."""
+    try:
+        match list(arguments):
+            case ["begin", directory]:
+                run = Run(Path(directory))
+                attempt, explanation = begin(run, read_launch(os.environ))
+                print(*explanation, sep="\n", file=sys.stderr)
+                print(attempt.number)
+            case ["end", directory, code]:
+                run = Run(Path(directory))
+                found = find_own_attempt(run, read_launch(os.environ))
+                if found is None:
+                    raise RunError(f"{run.attempts_path} has no attempt of this job", hint="was `begin` called?")
+                print(end(run, found, int(code)))
+            case _:
+                print("usage: python -m lora_jobs.training.attempt begin RUN | end RUN CODE", file=sys.stderr)
+                return 2
+    except LoraJobsError as error:
+        print(
+            f"lora-jobs: {error.message}", *([f"next: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr
+        )
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""After the last step: held-out loss, the adapter, one answer with it and one without."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_jobs.checkpoints import commit_checkpoint, verify_checkpoint
+from lora_jobs.runs import load_metrics
+from lora_jobs.training.callbacks import clear_for_save
+from lora_jobs.training.data import take_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import Trainer
+
+    from lora_jobs.runs import Run
+    from lora_jobs.training.agreement import Agreement
+    from lora_jobs.training.record import Recorder
+    from lora_jobs.training.trainers import OwnTrainer
+
+SAMPLE_TOKENS = 32
+
+
+def finish_run(
+    trainer: Trainer, run: Run, agreement: Agreement, recorder: Recorder | None, *, metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate, save and commit the adapter, record a sample. Every rank calls it and gets the same result."""
+    evaluate_after(trainer, agreement, recorder)
+    save_adapter(trainer, run, agreement, recorder, metadata)
+    record_sample(trainer, recorder)
+    agreement.wait()
+    losses = {row["phase"]: row["eval_loss"] for row in load_metrics(run) if row.get("kind") == "eval"}
+    return {
+        "adapter": str(run.adapter),
+        "steps": trainer.state.global_step,
+        "losses": {"before": losses.get("before"), "after": losses.get("after")},
+    }
+
+
+def load_best_weights(trainer: OwnTrainer, run: Run, agreement: Agreement, recorder: Recorder | None) -> None:
+    """The weights of the best evaluated step, by its number: the run may have been moved since it was saved.
+
+    Where its checkpoint does not verify the last weights stay, and a note says so.
+    """
+    step = trainer.state.best_global_step
+    if step is None:
+        return
+    best = run.checkpoints / f"checkpoint-{step}"
+    verdict = verify_checkpoint(best) if recorder is not None else None
+    if not agreement.any(verdict is not None and not verdict.good):
+        trainer.load_weights(best)
+    elif recorder is not None and verdict is not None:
+        recorder.note("best_not_loaded", step=step, reason=verdict.reason)
+        recorder.say(f"the adapter is of the last step: the best one, {best.name}, is no good: {verdict.reason}")
+
+
+def evaluate_after(trainer: Trainer, agreement: Agreement, recorder: Recorder | None) -> None:
+    """The held-out loss of the finished adapter; not measured twice when the last step was just evaluated."""
+    if trainer.eval_dataset is None:
+        return
+    last = recorder.last_eval if recorder is not None else None
+    fresh = last is not None and last[0] == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    if recorder is not None:
+        recorder.phase = "after"
+    if not agreement.any(fresh):
+        trainer.evaluate()
+    elif recorder is not None and last is not None:
+        recorder.record_eval(trainer.state, last[1])
+
+
+def save_adapter(
+    trainer: Trainer, run: Run, agreement: Agreement, recorder: Recorder | None, metadata: Mapping[str, Any]
+) -> None:
+    """adapter/ with the weights, their config and the tokenizer; its manifest last."""
+    if recorder is not None:
+        clear_for_save(run.adapter)
+    agreement.wait()
+    trainer.save_model(str(run.adapter))
+    agreement.wait()
+    if recorder is not None:
+        # A pickle of our TrainingArguments: nobody needs it, and loading it runs code.
+        (run.adapter / "training_args.bin").unlink(missing_ok=True)
+        commit_checkpoint(
+            run.adapter, step=trainer.state.global_step, world_size=trainer.args.world_size, metadata=metadata
+        )
+        recorder.say(f"adapter saved in {run.adapter}")
+
+
+def record_sample(trainer: Trainer, recorder: Recorder | None) -> None:
+    """One held-out prompt, answered greedily with and without the adapter. Rank 0 only; not under ZeRO-3.
+
+    A failure here is noted and changes nothing: the adapter is saved.
+    """
+    deepspeed = trainer.args.deepspeed
+    if recorder is None or (deepspeed and deepspeed.get("zero_optimization", {}).get("stage") == 3):
+        return
+    dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+    if "input_ids" not in dataset.column_names or not (prompt := take_prompt(dataset[0])[0]):
+        return
+    model, tokenizer = trainer.model, trainer.processing_class
+    try:
+        model.eval()
+        answer = generate(model, prompt, tokenizer)
+        with model.disable_adapter():
+            base = generate(model, prompt, tokenizer)
+    except (RuntimeError, ValueError) as error:
+        recorder.note("sample_failed", reason=str(error)[:300])
+        return
+    row = {
+        "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+        "expected": tokenizer.decode(take_prompt(dataset[0])[1], skip_special_tokens=True).strip(),
+        "with_adapter": answer,
+        "without_adapter": base,
+    }
+    recorder.sample(trainer.state.global_step, row)
+
+
+@torch.no_grad()
+def generate(model: Any, prompt: list[int], tokenizer: Any) -> str:
+    """Greedy continuation of a prompt, at most 32 tokens; no three tokens twice, since small models get into loops."""
+    ids = torch.tensor([prompt], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=SAMPLE_TOKENS,
+        do_sample=False,
+        no_repeat_ngram_size=3,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return str(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)).strip()

@@ -1,0 +1,208 @@
+"""One attempt of one run, from the loaded spec to the finished adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from lora_jobs.errors import RunError
+from lora_jobs.runs import load_metrics
+from lora_jobs.training.agreement import Agreement
+from lora_jobs.training.arguments import build_arguments
+from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
+from lora_jobs.training.data import Examples, load_examples
+from lora_jobs.training.finish import finish_run, load_best_weights
+from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer
+from lora_jobs.training.record import Recorder
+from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+    from lora_jobs.runs import Attempt, Run
+    from lora_jobs.spec import JobSpec
+    from lora_jobs.training.launch import Launch
+    from lora_jobs.training.signals import StopFlag
+
+VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate", "deepspeed", "datasets")
+
+
+def run_training(run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop: StopFlag) -> dict[str, Any]:
+    """Train to the end, save the adapter, return {"adapter", "steps", "losses"}; SavedStop after a signalled save."""
+    prepare_libraries(spec)
+    refuse_missing_gpu(run, launch)
+    args = build_arguments(spec, run)
+    if args.world_size != launch.world_size:
+        raise RunError(f"{launch.world_size} processes were started, but torch.distributed joined {args.world_size}")
+    agreement = Agreement(args.world_size)
+    recorder = Recorder(run, attempt) if launch.rank == 0 else None
+    tokenizer = load_tokenizer(spec.model)
+    train = load_examples(spec.data.train, spec.data, tokenizer)
+    held_out = load_examples(spec.data.eval, spec.data, tokenizer) if spec.data.eval else None
+    model = load_model(spec, args)
+    resume_from = run.checkpoints / attempt.resume_from if attempt.resume_from else None
+    facts = describe_process(launch, args)
+    if recorder is not None:
+        record_opening(recorder, run, model, train, held_out, facts)
+    trainer = build_trainer(spec, args, model, tokenizer, train, held_out)
+    add_callbacks(trainer, spec, run, agreement, stop, recorder, metadata=facts, resume_from=resume_from)
+    with contextlib.suppress(AlreadyTrained):
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if args.load_best_model_at_end:
+        load_best_weights(trainer, run, agreement, recorder)
+    return finish_run(trainer, run, agreement, recorder, metadata=facts)
+
+
+def prepare_libraries(spec: JobSpec) -> None:
+    """Threads and progress bars; on a CPU, DeepSpeed without the shared-memory op that it would compile for minutes."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    datasets.disable_progress_bars()
+    if spec.deepspeed is not None and not torch.cuda.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def refuse_missing_gpu(run: Run, launch: Launch) -> None:
+    """A Slurm job that was sized for a GPU must not train on the CPU for hours because a driver is broken."""
+    if torch.cuda.is_available() or launch.backend != "slurm" or os.environ.get("LORA_JOBS_ALLOW_CPU") == "1":
+        return
+    gpu = load_estimate(run).get("gpu", {}).get("name", "cpu")
+    if gpu != "cpu":
+        raise RunError(
+            f"{launch.host} shows no GPU to torch, and the job was sized for {gpu}",
+            hint="look at nvidia-smi on that node and exclude it; LORA_JOBS_ALLOW_CPU=1 trains on the CPU all the same",
+        )
+
+
+def load_estimate(run: Run) -> dict[str, Any]:
+    """estimate.json of the submission; empty where there is none."""
+    try:
+        return dict(json.loads(run.estimate_path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+
+
+def load_model(spec: JobSpec, args: TrainingArguments) -> PeftModel:
+    """Base model and fresh adapter, ready for the trainer."""
+    base = load_base_model(
+        spec.model, device=args.device, activation_checkpointing=spec.training.activation_checkpointing
+    )
+    zero_stage = spec.deepspeed.zero_stage if spec.deepspeed is not None else None
+    model = add_adapter(base, spec, zero_stage=zero_stage)
+    if spec.training.activation_checkpointing and spec.training.trainer == "transformers":
+        model.enable_input_require_grads()
+    return model
+
+
+def build_trainer(
+    spec: JobSpec,
+    args: TrainingArguments,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Examples,
+    held_out: Examples | None,
+) -> Trainer:
+    """TRL's trainer with its fused loss, or the plain one with the stock loss; both on the same tokens."""
+    sets = {"train_dataset": train.dataset, "eval_dataset": held_out.dataset if held_out else None}
+    if spec.training.trainer == "trl":
+        return OwnSFTTrainer(model=model, args=args, processing_class=tokenizer, **sets)
+    collator = DataCollatorForLanguageModeling(
+        pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=spec.data.pad_to_multiple_of
+    )
+    return OwnTrainer(model=model, args=args, processing_class=tokenizer, data_collator=collator, **sets)
+
+
+def add_callbacks(
+    trainer: Trainer,
+    spec: JobSpec,
+    run: Run,
+    agreement: Agreement,
+    stop: StopFlag,
+    recorder: Recorder | None,
+    *,
+    metadata: dict[str, Any],
+    resume_from: Path | None,
+) -> None:
+    """Early stopping, the record, the joint save. Collectives run in every rank, so every rank decides alike."""
+    recorded = recorder is not None and any(row.get("phase") == "before" for row in load_metrics(run))
+    wanted = trainer.eval_dataset is not None and not agreement.any(recorded)
+    callbacks: list[TrainerCallback] = [
+        JointSave(run.checkpoints, agreement, stop, metadata, recorder),
+        Opening(
+            trainer.evaluate if wanted else None,
+            complete=resume_from is not None and is_complete(resume_from),
+            recorder=recorder,
+        ),
+    ]
+    if spec.training.early_stopping_patience is not None:
+        callbacks.append(
+            EarlyStoppingCallback(spec.training.early_stopping_patience, spec.training.early_stopping_threshold)
+        )
+    trainer.remove_callback(PrinterCallback)
+    for callback in [*([recorder] if recorder is not None else []), *callbacks]:
+        trainer.add_callback(callback)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether training had reached its end (all steps, or early stopping) when this checkpoint was saved."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    return bool(control.get("should_training_stop")) or state["global_step"] >= state["max_steps"]
+
+
+def describe_process(launch: Launch, args: TrainingArguments) -> dict[str, Any]:
+    """What a bit-exact repetition depends on: versions, device, processes and threads."""
+    cuda = torch.cuda.is_available()
+    return {
+        "job_id": launch.job_id,
+        "restart_count": launch.restart_count,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "world_size": args.world_size,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in VERSIONS}},
+    }
+
+
+def record_opening(
+    recorder: Recorder,
+    run: Run,
+    model: PeftModel,
+    train: Examples,
+    held_out: Examples | None,
+    facts: dict[str, Any],
+) -> None:
+    """The note that opens an attempt, and its lines in the log."""
+    trainable, total = model.get_nb_trainable_parameters()
+    predicted = load_estimate(run).get("estimate", {}).get("peak_bytes")
+    counts = {
+        name: {"examples": len(part.dataset), "too_long": part.too_long, "empty": part.empty}
+        for name, part in (("train", train), ("eval", held_out))
+        if part is not None
+    }
+    recorder.note(
+        "started",
+        step=recorder.attempt.first_step,
+        predicted_bytes=predicted,
+        trainable_parameters=trainable,
+        data=counts,
+        **facts,
+    )
+    recorder.say(f"{total:,} parameters, {trainable:,} trained; {facts['world_size']} process(es) on {facts['device']}")
+    for name, count in counts.items():
+        left_out = f", {count['too_long']} longer than max_length and {count['empty']} without completion left out"
+        recorder.say(
+            f"{name}: {count['examples']} examples" + (left_out if count["too_long"] or count["empty"] else "")
+        )

@@ -1,0 +1,124 @@
+"""Rank 0's account of the training: rows of metrics.jsonl and plain lines in the log."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from transformers import TrainerCallback
+
+from lora_jobs.runs import append_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from lora_jobs.runs import Attempt, Run
+
+
+def measure_memory() -> dict[str, int]:
+    """Bytes at their highest so far: torch's allocator on the GPU (0 without), and this process on the host (now)."""
+    cuda = torch.cuda.is_available()
+    return {
+        "memory_allocated_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
+        "memory_reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0,
+        "host_memory_bytes": int(psutil.Process().memory_info().rss),
+    }
+
+
+def perplexity(loss: float) -> float | None:
+    """exp of a mean loss per token; None where it is out of range."""
+    return math.exp(loss) if loss < 700 else None
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no types
+    """Writes what happens. Lives on rank 0 only: no collective may depend on it."""
+
+    def __init__(self, run: Run, attempt: Attempt) -> None:
+        self.run = run
+        self.attempt = attempt
+        self.phase = "during"
+        self.last_eval: tuple[int, float] | None = None
+        self._began = time.monotonic()
+        self._seconds = 0.0
+        self._tokens = 0.0
+
+    def note(self, event: str, **values: Any) -> None:
+        """A row of kind "note" about this attempt."""
+        self._write({"kind": "note", "event": event, **values})
+
+    def say(self, line: str) -> None:
+        """One line in logs/attempt-K.out."""
+        print(line, flush=True)
+
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        self._tokens = float(state.num_input_tokens_seen)
+
+    def on_step_begin(self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        self._began = time.monotonic()
+
+    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        self._seconds += time.monotonic() - self._began
+
+    def on_log(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        speed = (state.num_input_tokens_seen - self._tokens) / self._seconds if self._seconds else 0.0
+        self._tokens, self._seconds = float(state.num_input_tokens_seen), 0.0
+        row = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
+        place = {"step": state.global_step, "max_steps": state.max_steps, "epoch": state.epoch}
+        self._write({"kind": "train", **place, **row, "tokens_per_second": round(speed, 2), **measure_memory()})
+        self.say(
+            f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
+            f"grad norm {logs.get('grad_norm', math.nan):.3f}  {speed:.0f} tokens/s"
+        )
+
+    def on_evaluate(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if metrics is not None and "eval_loss" in metrics:
+            self.record_eval(state, metrics["eval_loss"])
+
+    def record_eval(self, state: TrainerState, loss: float) -> None:
+        """A row of kind "eval" of the present phase ("before", "during" or "after" the training), and its line."""
+        self.last_eval = (state.global_step, loss)
+        self._write(
+            {
+                "kind": "eval",
+                "phase": self.phase,
+                "step": state.global_step,
+                "max_steps": state.max_steps,
+                "epoch": state.epoch,
+                "eval_loss": loss,
+                "perplexity": perplexity(loss),
+                **measure_memory(),
+            }
+        )
+        when = {"before": "before training", "after": "after training"}.get(self.phase, f"at step {state.global_step}")
+        self.say(f"held-out loss {when}: {loss:.4f} (perplexity {perplexity(loss) or math.inf:.2f})")
+
+    def sample(self, step: int, row: Mapping[str, str]) -> None:
+        """A row of kind "sample": what the model answers with and without the adapter."""
+        self._write({"kind": "sample", "step": step, **row})
+        self.say(f"expected:        {row['expected']}")
+        self.say(f"without adapter: {row['without_adapter']}")
+        self.say(f"with adapter:    {row['with_adapter']}")
+
+    def _write(self, row: dict[str, Any]) -> None:
+        append_metrics(self.run, {"time": time.time(), "attempt": self.attempt.number, **row})

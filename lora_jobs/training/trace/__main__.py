@@ -1,0 +1,50 @@
+"""`python -m lora_jobs.training.trace`: a job spec as one line of JSON on standard input, its trace as one line back.
+
+Each line is answered before the next is read; what cannot be traced is answered {"error": ..., "hint": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from dataclasses import asdict
+from typing import IO, Any
+
+from lora_jobs.errors import LoraJobsError
+from lora_jobs.training.trace.shim import load_shim
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    load_shim()
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints
+    warnings.simplefilter("ignore")
+    for line in sys.stdin:
+        _answer(line, answers)
+
+
+def _answer(line: str, answers: IO[str]) -> None:
+    from lora_jobs.spec import parse_spec
+    from lora_jobs.training.trace.extrapolate import trace_job
+    from lora_jobs.training.trace.kernels import install_rules
+
+    install_rules()
+    try:
+        request: dict[str, Any] = json.loads(line)
+        trace = trace_job(parse_spec(json.dumps(request["spec"]), source="spec"), cached=request.get("cached", True))
+    except LoraJobsError as error:
+        answers.write(json.dumps({"error": str(error), "hint": error.hint}) + "\n")
+        return
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+        traceback.print_exc()
+        what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+        answers.write(json.dumps({"error": f"this model's code cannot be traced: {what}", "hint": None}) + "\n")
+        return
+    answers.write(json.dumps({**asdict(trace), "peak_bytes": trace.peak_bytes}) + "\n")
+
+
+main()

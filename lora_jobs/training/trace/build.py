@@ -1,0 +1,110 @@
+"""The model of a spec on fake tensors: transformers' and PEFT's own classes, a few layers deep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from lora_jobs.errors import SpecError
+from lora_jobs.sizing import find_shape
+from lora_jobs.training.model import add_adapter
+
+if TYPE_CHECKING:
+    from lora_jobs.sizing import ModelShape
+    from lora_jobs.spec import JobSpec
+
+_SAME_NAMES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+    "max_position_embeddings",
+)
+
+
+def load_config(name_or_path: str) -> Any:
+    """transformers' config: of a local directory, else of a row of the model table."""
+    directory = Path(name_or_path).expanduser()
+    if (directory / "config.json").is_file():
+        return AutoConfig.from_pretrained(str(directory))
+    return config_of(find_shape(name_or_path))
+
+
+def config_of(shape: ModelShape) -> Any:
+    """The config that a row of the model table stands for."""
+    options: dict[str, Any] = {name: getattr(shape, name) for name in _SAME_NAMES}
+    if shape.sliding_window is not None or shape.model_type == "mistral":
+        options["sliding_window"] = shape.sliding_window
+    if shape.model_type == "llama":
+        options |= {"attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias}
+    if shape.model_type == "qwen2":
+        options.pop("head_dim")
+    if shape.vision is None:
+        return AutoConfig.for_model(shape.model_type, **options)
+    vision = {**asdict(shape.vision), "num_attention_heads": 16, "vision_use_head": False}
+    return AutoConfig.for_model("gemma3", text_config=options, vision_config=vision)
+
+
+def text_config(config: Any) -> Any:
+    """The text model's part of a config."""
+    return config.get_text_config(decoder=True)
+
+
+def layer_kinds(config: Any) -> list[str]:
+    """What tells one layer from another (its attention window), in the order of the layers."""
+    text = text_config(config)
+    kinds = getattr(text, "layer_types", None)
+    return list(kinds) if kinds else ["full_attention"] * text.num_hidden_layers
+
+
+def with_layers(config: Any, kinds: list[str]) -> Any:
+    """The config with these layers instead."""
+    changed = type(config).from_dict(config.to_dict())
+    text = text_config(changed)
+    text.num_hidden_layers = len(kinds)
+    if getattr(text, "layer_types", None):
+        text.layer_types = list(kinds)
+    changed.use_cache = text.use_cache = False
+    return changed
+
+
+def build_model(spec: JobSpec, config: Any) -> Any:
+    """Base and adapter as training has them when its first step begins; under DeepSpeed cast as its engine does.
+
+    Call it under FakeTensorMode and torch.device("cuda").
+    """
+    if spec.data.packing:
+        raise SpecError("data.packing: rows packed by their values cannot be traced", hint="use check without --exact")
+    if spec.model.quantization is not None:
+        raise SpecError("model.quantization: bitsandbytes' layers cannot be traced", hint="use check without --exact")
+    options = {"attn_implementation": spec.model.attn_implementation} if spec.model.attn_implementation else {}
+    try:
+        with no_init_weights():
+            base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.model.dtype), **options)
+        base.tie_weights()
+    except (ImportError, ValueError) as error:
+        raise SpecError(f"model: {str(error).splitlines()[0][:300]}") from error
+    model = add_adapter(base, spec, zero_stage=spec.deepspeed.zero_stage if spec.deepspeed else None)
+    if spec.training.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if spec.deepspeed is not None and (spec.training.bf16 or spec.training.fp16):
+        model.to(torch.bfloat16 if spec.training.bf16 else torch.float16)
+    return model
+
+
+def find_layers(model: Any, count: int) -> list[Any]:
+    """The decoder layers, first to last."""
+    for name, module in model.named_modules():
+        if name.endswith(".layers") and "vision" not in name and len(module) == count:
+            return list(module)
+    raise SpecError(f"no list of {count} decoder layers in {type(model.get_base_model()).__name__}")

@@ -1,0 +1,187 @@
+"""Check one spec: the cluster's limits, the data, the memory; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_jobs.cluster.commands import find_command, run_command
+from lora_jobs.cluster.local import detect_device
+from lora_jobs.errors import Problem, SpecError
+from lora_jobs.sizing import Gpu, Verdict, cpu_device, detected_gpu, find_gpu, size_job
+from lora_jobs.spec import (
+    ClusterEnvironment,
+    JobSpec,
+    find_data_problems,
+    find_resource_problems,
+    find_submission_problems,
+    load_document,
+    load_environment,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Backend = Literal["slurm", "local"]
+Placing = Callable[["Sequence[Problem]"], "tuple[Problem, ...]"]
+
+
+TRACE_SECONDS = 1800.0
+"""The longest that a trace may take; a table model takes 10 to 30 seconds, the first time a minute more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What a trace of the real training code allocates at its peak, in bytes, and at which instant."""
+
+    allocated_peak_bytes: int
+    instants: dict[str, int]
+    versions: dict[str, str]
+
+    @property
+    def binding(self) -> str:
+        """Name of the instant of the peak."""
+        return max(self.instants, key=self.instants.__getitem__)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `check` found: the spec, where it would run, and whether it fits there."""
+
+    spec: JobSpec
+    environment: ClusterEnvironment
+    backend: Backend
+    gpu: Gpu
+    verdict: Verdict
+    blockers: tuple[Problem, ...] = ()
+    exact: Exact | None = None
+
+    @property
+    def exact_peak_bytes(self) -> int | None:
+        """What must fit by the trace: its peak, and what the estimate has outside the allocator."""
+        if self.exact is None:
+            return None
+        estimate = self.verdict.estimate
+        return estimate.peak_bytes - estimate.allocated_peak_bytes + self.exact.allocated_peak_bytes
+
+    @property
+    def fits(self) -> bool:
+        """By the trace where there is one, else by the estimate."""
+        exact = self.exact_peak_bytes
+        return self.verdict.fits if exact is None else exact <= self.gpu.usable_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        values = self.verdict.to_json()
+        if self.exact is not None:
+            values = {**values, "fits": self.fits, "exact": asdict(self.exact)}
+        return {
+            **values,
+            "name": self.spec.name,
+            "cluster": self.environment.name,
+            "partition": find_partition_name(self.spec, self.environment),
+            "backend": self.backend,
+        }
+
+
+def choose_backend(environment: ClusterEnvironment, cluster: str) -> Backend:
+    """Slurm where the environment is a Slurm cluster and sbatch is on PATH, else this machine."""
+    if cluster == "slurm" or cluster == "local":
+        return cluster  # type: ignore[return-value]
+    return "slurm" if environment.scheduler == "slurm" and find_command("sbatch") else "local"
+
+
+def find_partition_name(spec: JobSpec, environment: ClusterEnvironment) -> str | None:
+    """The partition that is asked for, or the environment's default."""
+    return spec.resources.partition or environment.default_partition
+
+
+def find_device(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
+    """The device to compare with: the spec's `gpu`, else the partition's, else what this machine has."""
+    partition = environment.partitions.get(find_partition_name(spec, environment) or "")
+    name = spec.resources.gpu or (partition.gpu if partition else None)
+    if name is not None and name != "cpu":
+        return find_gpu(name)
+    if environment.scheduler == "slurm" and name is None:
+        raise SpecError(
+            f"no GPU type is known for partition {find_partition_name(spec, environment)!r} of {environment.name}",
+            problems=[Problem("resources.gpu", "is needed: the environment names no GPU for this partition")],
+            hint="set resources.gpu to a name that `lora-jobs gpus` lists",
+        )
+    device, memory_bytes = ("cpu", detect_device("cpu")[1]) if name == "cpu" else detect_device()
+    return cpu_device(memory_bytes) if device == "cpu" else detected_gpu(device, memory_bytes)
+
+
+def check_spec(
+    spec: JobSpec, environment: ClusterEnvironment, backend: Backend, *, place: Placing = tuple
+) -> CheckReport:
+    """Everything that can be known before submission; SpecError where the spec contradicts the cluster or the data.
+
+    `place` gives problems the lines of the file they are in.
+    """
+    files = {"data.train": spec.data.train, "data.eval": spec.data.eval}
+    absent = {key for key, name in files.items() if name and not Path(name).exists()}
+    data_problems = find_data_problems(spec.data)
+    missing = [problem for problem in data_problems if problem.path in absent]
+    wrong = [*find_resource_problems(spec.resources, environment), *(p for p in data_problems if p not in missing)]
+    if wrong:
+        raise SpecError(f"the job {spec.name} can't run as it is written", problems=place(wrong))
+    blockers = place([*missing, *find_submission_problems(spec.resources, environment)])
+    warnings = [f"before submitting: {problem.path}: {problem.message}" for problem in blockers]
+    gpu = find_device(spec, environment)
+    return CheckReport(spec, environment, backend, gpu, size_job(spec, gpu, warnings=warnings), blockers)
+
+
+def anchor_paths(spec: JobSpec) -> JobSpec:
+    """Data files and a local model as absolute paths: a requeue or a resume may start in another directory."""
+    data = {key: str(Path(name).absolute()) for key in ("train", "eval") if (name := getattr(spec.data, key))}
+    model = spec.model.name_or_path
+    here = {"name_or_path": str(Path(model).absolute()) if Path(model).is_dir() else model}
+    return spec.model_copy(
+        update={"data": spec.data.model_copy(update=data), "model": spec.model.model_copy(update=here)}
+    )
+
+
+def load_report(path: Path, overrides: Sequence[str], cluster: str) -> CheckReport:
+    """The report for where the job will really run; locally, a cluster's spec takes the local environment."""
+    document = load_document(path, overrides)
+    spec = anchor_paths(document.value)
+    environment = load_environment(spec.resources.cluster)
+    backend = choose_backend(environment, cluster)
+    if backend == "local" and environment.scheduler == "slurm":
+        environment = load_environment("local")
+        free = {"partition": None, "account": None, "qos": None, "reservation": None, "constraint": None, "gpu": None}
+        spec = spec.model_copy(update={"resources": spec.resources.model_copy(update=free)})
+    return check_spec(spec, environment, backend, place=document.place)
+
+
+def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False) -> CheckReport:
+    """Load, check against the environment that the spec names, estimate. Asks neither Slurm nor torch; `exact` also
+    traces the real training code, in a process of its own.
+    """
+    document = load_document(path, overrides)
+    environment = load_environment(document.value.resources.cluster)
+    report = check_spec(document.value, environment, environment.scheduler, place=document.place)
+    return replace(report, exact=trace_spec(report.spec, environment)) if exact else report
+
+
+def trace_spec(spec: JobSpec, environment: ClusterEnvironment) -> Exact:
+    """Trace a job with the Python of its environment. Errors: SpecError where it cannot be traced, and why."""
+    python = environment.python or sys.executable
+    request = json.dumps({"spec": spec.to_values()}) + "\n"
+    argv = (python, "-W", "ignore", "-m", "lora_jobs.training.trace")
+    answered = run_command(argv, timeout=TRACE_SECONDS, input=request)
+    try:
+        values = json.loads(answered.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        said = (answered.stderr.strip().splitlines() or ["nothing"])[-1][:300]
+        raise SpecError(
+            f"--exact: the trace ended with status {answered.returncode} and said: {said}",
+            hint=f"it needs torch, transformers, peft and trl in {python}, and a C++ compiler",
+        ) from error
+    if "error" in values:
+        raise SpecError(f"--exact: {values['error']}", hint=values["hint"])
+    return Exact(values["peak_bytes"], values["instants"], values["versions"])

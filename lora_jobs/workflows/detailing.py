@@ -1,0 +1,154 @@
+"""One run on one page: what Slurm says now, every start it had, its checkpoints, its script, the end of its log."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
+from lora_jobs.cluster.local import find_live_folders
+from lora_jobs.cluster.observation import observe_jobs
+from lora_jobs.runs import find_run, find_runs_root, load_attempts, load_submissions
+from lora_jobs.workflows.following import list_logs
+from lora_jobs.workflows.observing import has_ended, is_finished, observe_run
+from lora_jobs.workflows.priorities import FactorRow, list_factors
+from lora_jobs.workflows.progress import load_prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lora_jobs.checkpoints import CheckpointVerdict
+    from lora_jobs.cluster.parsers import SlurmJob
+    from lora_jobs.runs import Attempt, Run
+    from lora_jobs.workflows.observing import RunStatus
+
+LOG_LINES = 8
+_TAIL_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of the run: as its own records and Slurm's accounting have it; times local ISO or None."""
+
+    number: int | None
+    job_id: str
+    state: str
+    started: str | None
+    ended: str | None
+    elapsed_seconds: float | None
+    first_step: int | None
+    last_committed_step: int | None
+    reason: str | None
+    node_list: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """Everything that `status JOB` shows."""
+
+    status: RunStatus
+    factors: tuple[FactorRow, ...]
+    starts: tuple[Start, ...]
+    checkpoints: tuple[CheckpointVerdict, ...]
+    script: str | None
+    log: str | None
+    log_lines: tuple[str, ...]
+    gpus: int | None
+    gpu_hours: float | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "runs": [self.status.to_json()],
+            "notes": list(self.notes),
+            "factors": [asdict(row) for row in self.factors],
+            "starts": [asdict(start) for start in self.starts],
+            "checkpoints": [verdict.to_json() for verdict in self.checkpoints],
+            "script": self.script,
+            "log": self.log,
+            "log_lines": list(self.log_lines),
+            "gpus": self.gpus,
+            "gpu_hours": self.gpu_hours,
+        }
+
+
+def describe_run(job: str | None) -> RunPage:
+    """The page of one run. Errors: RunNotFoundError; a Slurm that is away becomes a note."""
+    run = find_run(job, find_runs_root())
+    submissions = load_submissions(run)
+    finished = is_finished(run)
+    ids = [each.job_id for each in submissions if each.backend == "slurm"]
+    newest = [] if finished and has_ended(run) else ids[-1:]
+    seen = observe_jobs(newest, past=ids)
+    starts = _join_starts(load_attempts(run), [row for job_id in dict.fromkeys(ids) for row in seen.history[job_id]])
+    prediction = load_prediction(run)
+    log, lines = _read_tail(run)
+    sighting = seen.jobs.get(ids[-1]) if ids else None
+    seconds = sum(start.elapsed_seconds or 0 for start in starts)
+    return RunPage(
+        status=observe_run(run, submissions, seen, find_live_folders(), finished=finished),
+        factors=list_factors(sighting.job.factors if sighting else None, seen.config),
+        starts=starts,
+        checkpoints=tuple(verify_checkpoint(path, level=1) for path in list_checkpoints(run.checkpoints)),
+        script=str(run.script_path) if run.script_path.exists() else None,
+        log=str(log) if log else None,
+        log_lines=lines,
+        gpus=prediction.world_size,
+        gpu_hours=round(seconds * prediction.world_size / 3600, 2) if prediction.world_size else None,
+        notes=seen.notes,
+    )
+
+
+def _join_starts(attempts: Sequence[Attempt], rows: Sequence[SlurmJob]) -> tuple[Start, ...]:
+    """Slurm's row per start (in order) beside our record of the same start; what only one of them knows stands alone.
+
+    Slurm numbers the starts of a job from 0, as our restart count does; a start that never reached training has no
+    record, a cluster without accounting has no rows.
+    """
+    started: dict[tuple[str, int], SlurmJob] = {}
+    for row in sorted((row for row in rows if row.started), key=lambda row: row.started or ""):
+        number = sum(1 for job_id, _ in started if job_id == row.job_id)
+        started[row.job_id, number] = row
+    recorded = {(attempt.job_id, attempt.restart_count): attempt for attempt in attempts}
+    keys = dict.fromkeys([*recorded, *started])
+    starts = [_describe_start(key[0], recorded.get(key), started.get(key)) for key in keys]
+    return tuple(sorted(starts, key=lambda start: start.started or ""))
+
+
+def _describe_start(job_id: str, attempt: Attempt | None, row: SlurmJob | None) -> Start:
+    state = row.state if row else attempt.state if attempt else "UNKNOWN"
+    if row is not None and attempt is not None and attempt.has_ended and state in {"REQUEUED", "RUNNING"}:
+        state = attempt.state
+    elapsed = row.elapsed_seconds if row else None
+    if elapsed is None and attempt is not None and attempt.ended_at is not None:
+        elapsed = round(attempt.ended_at - attempt.started_at)
+    return Start(
+        number=attempt.number if attempt else None,
+        job_id=job_id,
+        state=state,
+        started=(row.started if row else None) or (_format_time(attempt.started_at) if attempt else None),
+        ended=(row.ended if row else None) or (_format_time(attempt.ended_at) if attempt else None),
+        elapsed_seconds=elapsed,
+        first_step=attempt.first_step if attempt else None,
+        last_committed_step=attempt.last_committed_step if attempt else None,
+        reason=attempt.reason if attempt else None,
+        node_list=(row.node_list if row else None) or (attempt.host if attempt else None),
+    )
+
+
+def _format_time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds).isoformat(timespec="seconds")
+
+
+def _read_tail(run: Run) -> tuple[Path | None, tuple[str, ...]]:
+    """The newest log that holds something, and its last lines."""
+    for path in sorted(list_logs(run), key=lambda path: path.stat().st_mtime, reverse=True):
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        if lines:
+            return path, tuple(lines[-LOG_LINES:])
+    return None, ()

@@ -1,0 +1,75 @@
+"""What is known of a run's newest job: its own records, Slurm's answer, and the processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from typing import TYPE_CHECKING
+
+from lora_jobs.cluster.local import is_launcher_alive
+from lora_jobs.runs import Run, Submission, load_attempts, load_submissions
+from lora_jobs.workflows.states import Evidence
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_jobs.cluster.observation import Observation
+    from lora_jobs.runs import Attempt, Backend
+
+
+def list_jobs(run: Run) -> list[Submission]:
+    """Every job of the run, oldest first; one whose submission was not recorded (Ctrl-C, full disk) but that began."""
+    jobs, attempts = load_submissions(run), load_attempts(run)
+    if attempts and attempts[-1].job_id not in {job.job_id for job in jobs}:
+        last = attempts[-1]
+        jobs.append(Submission(last.job_id, last.backend, last.started_at, last.host))
+    return jobs or find_unrecorded_jobs(run)
+
+
+def find_unrecorded_jobs(run: Run) -> list[Submission]:
+    """Jobs whose submission was cut off after Slurm took them: submitit names a file after each that it queued."""
+    found = []
+    for path in run.submitit.glob("*_submitted.pkl"):
+        backend: Backend = "slurm" if '"backend": "slurm"' in read_text(run.environment_path) else "local"
+        found.append(Submission(path.name.split("_")[0], backend, path.stat().st_mtime, socket.gethostname()))
+    return sorted(found, key=lambda job: job.submitted_at)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; empty where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def find_user() -> str | None:
+    """The name of who runs this; None where the system has none for the number."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return None
+
+
+def gather_evidence(
+    run: Run,
+    submissions: list[Submission],
+    attempt: Attempt | None,
+    seen: Observation,
+    alive: frozenset[str],
+    *,
+    finished: bool,
+) -> Evidence:
+    """Everything that is known of a run's newest job; `alive` holds the submitit folders of living processes."""
+    last = submissions[-1] if submissions else None
+    sighting = seen.jobs.get(last.job_id) if last else None
+    # Ids are used again after a while: another user's job of another name is a stranger's.
+    ours = sighting is not None and (sighting.job.name == run.id or sighting.job.user in (None, "", find_user()))
+    here = last is None or last.host == socket.gethostname()
+    return Evidence(
+        submission=last,
+        attempt=attempt,
+        job=sighting.job if sighting and ours else None,
+        queue_answered=seen.queue_answered,
+        has_processes=str(run.submitit.absolute()) in alive or (last is not None and here and is_launcher_alive(last)),
+        is_here=here,
+        is_finished=finished,
+    )

@@ -1,0 +1,202 @@
+"""Why a job waits, or what ended it: Slurm's reason in plain words, the numbers behind it, and what its user can do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_jobs.cluster.observation import observe_jobs
+from lora_jobs.cluster.parsers import is_job_id
+from lora_jobs.cluster.partition import PartitionView, ask_partition, ask_qos
+from lora_jobs.cluster.queue import count_gpus
+from lora_jobs.cluster.reasons import Reason, explain_reason
+from lora_jobs.errors import RunError, RunNotFoundError
+from lora_jobs.runs import explain_state, find_run, find_runs_root, is_ended, load_submissions
+from lora_jobs.units import format_duration
+from lora_jobs.workflows.observing import observe_runs
+from lora_jobs.workflows.priorities import FactorRow, list_factors
+
+if TYPE_CHECKING:
+    from lora_jobs.cluster.inventory import Qos
+    from lora_jobs.cluster.observation import Observation, Sighting
+    from lora_jobs.cluster.parsers import SlurmJob
+    from lora_jobs.cluster.queue import Place
+    from lora_jobs.runs import Run
+
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer of `why`: the reason, rows of numbers (what, value), and what can be done, best first."""
+
+    run: str | None
+    job_id: str | None
+    state: str
+    reason: str | None
+    meaning: str
+    turn: str
+    known: bool
+    actions: tuple[str, ...]
+    numbers: tuple[Row, ...] = ()
+    priority: int | None = None
+    rank: int | None = None
+    pending_jobs: int | None = None
+    expected_start: str | None = None
+    factors: tuple[FactorRow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "numbers": [{"what": what, "value": value} for what, value in self.numbers]}
+
+
+def explain_job(job: str | None) -> Explanation:
+    """Why the run's newest job (or any job id of the queue) is where it is.
+
+    Errors: RunNotFoundError when it is neither a run nor a job that Slurm knows; RunError when it was never submitted.
+    """
+    try:
+        run: Run | None = find_run(job, find_runs_root())
+    except RunNotFoundError:
+        if job is None or not is_job_id(job):
+            raise
+        run = None
+    job_id = job if run is None else _find_slurm_id(run)
+    if job_id is None and run is not None:
+        return _explain_records(run, ())
+    seen = observe_jobs([job_id or ""])
+    sighting = seen.jobs.get(job_id or "")
+    if run is not None and (sighting is None or is_ended(sighting.job.state)):
+        return _explain_records(run, seen.notes)
+    if sighting is None:
+        words = "; ".join(seen.notes)
+        raise RunNotFoundError(f"neither a run nor a job that Slurm knows: {job}" + (f" ({words})" if words else ""))
+    return _explain_sighting(run, sighting, seen)
+
+
+def _find_slurm_id(run: Run) -> str | None:
+    submissions = load_submissions(run)
+    if not submissions:
+        raise RunError(f"{run.id} was never submitted", hint=f"lora-jobs resume {run.id} submits it")
+    return submissions[-1].job_id if submissions[-1].backend == "slurm" else None
+
+
+def _explain_records(run: Run, notes: tuple[str, ...]) -> Explanation:
+    """A run that is local, or whose job has ended."""
+    report = observe_runs([run], ranked=False)
+    status = report.runs[0]
+    known = explain_state(status.state)
+    reason = explain_reason(status.reason) if status.reason else None
+    meaning = status.explanation + (f" ({status.reason})" if status.reason else "")
+    actions = [status.next_step or "", known.next_step if known else ""]
+    actions += [reason.advice if reason and reason.known and not status.active else "", f"lora-jobs logs {run.id}"]
+    return Explanation(
+        run=run.id,
+        job_id=status.job_id,
+        state=status.state,
+        reason=status.reason,
+        meaning=meaning,
+        turn="wait" if status.active else "you",
+        known=known is not None,
+        actions=tuple(action for action in dict.fromkeys(actions) if action),
+        notes=tuple(dict.fromkeys([*notes, *report.notes])),
+    )
+
+
+def _explain_sighting(run: Run | None, sighting: Sighting, seen: Observation) -> Explanation:
+    job, place = sighting.job, sighting.place
+    state = explain_state(job.state)
+    notes = list(seen.notes)
+    reason = explain_reason(job.reason)
+    if not job.pending:
+        meaning = state.meaning if state else f"in a state this version does not know: {job.state}"
+        advice = state.next_step if state else f"`scontrol show job {job.job_id}` may say more"
+        return Explanation(
+            run.id if run else None, job.job_id, job.state, job.reason, meaning, "wait", state is not None, (advice,),
+            tuple(_describe_request(job)), notes=tuple(notes),
+        )  # fmt: skip
+    view = ask_partition(place.partition if place else (job.partition or "").split(",")[0], notes)
+    qos = ask_qos(job.qos, notes) if reason.code.startswith(("QOS", "Max")) and job.qos else None
+    numbers = [*_describe_request(job), *_describe_tasks(sighting.tasks), *_describe_place(place)]
+    numbers += [*_describe_partition(job, view), *_describe_qos(qos)]
+    return Explanation(
+        run=run.id if run else None,
+        job_id=job.job_id,
+        state=job.state,
+        reason=job.reason or "None",
+        meaning=reason.meaning,
+        turn=reason.turn,
+        known=reason.known,
+        actions=_list_actions(reason, job, run),
+        numbers=tuple(numbers),
+        priority=job.priority,
+        rank=place.rank if place else None,
+        pending_jobs=place.pending if place else None,
+        expected_start=job.expected_start,
+        factors=list_factors(job.factors, seen.config),
+        notes=tuple(notes),
+    )
+
+
+def _list_actions(reason: Reason, job: SlurmJob, run: Run | None) -> tuple[str, ...]:
+    """What can be done, with the job's own id in the commands."""
+    advice = reason.advice.replace("JOBID", job.job_id.partition("[")[0].rstrip("_"))
+    actions = [part.strip() for part in advice.split("; ")]
+    if run is not None and reason.code in {"Priority", "Resources"}:
+        actions.append(f"lora-jobs plan {run.spec_path} shows where it would end sooner")
+    return tuple(dict.fromkeys(actions))
+
+
+def _describe_request(job: SlurmJob) -> list[Row]:
+    gpus = count_gpus(job.gpus)
+    parts = [f"{job.nodes} node{'s' if job.nodes != 1 else ''}" if job.nodes else ""]
+    parts += [f"{gpus} GPU{'s' if gpus != 1 else ''} each" if gpus else ""]
+    parts += [format_duration(job.limit_seconds) if job.limit_seconds else ""]
+    where = [f"partition {job.partition}", f"QOS {job.qos}" if job.qos else "", f"account {job.account}"]
+    rows = [("asks for", ", ".join(part for part in [*parts, *where] if part))]
+    rows += [("waits for", job.dependency)] if job.dependency else []
+    rows += [("reservation", job.reservation)] if job.reservation else []
+    return rows + ([("submitted", job.submitted)] if job.submitted else [])
+
+
+def _describe_tasks(tasks: dict[str, int]) -> list[Row]:
+    if sum(tasks.values()) <= 1:
+        return []
+    return [("tasks", ", ".join(f"{number} {state.lower()}" for state, number in sorted(tasks.items())))]
+
+
+def _describe_place(place: Place | None) -> list[Row]:
+    if place is None:
+        return []
+    rows = [("rank", f"{place.rank} of {place.pending} pending in {place.partition}")]
+    if place.rank > 1:
+        mine = f", {place.mine_ahead} of them yours" if place.mine_ahead else ""
+        jobs, users = place.rank - 1, place.users_ahead
+        ahead = f"{jobs} job{'s' if jobs > 1 else ''} of {users} user{'s' if users > 1 else ''}{mine}"
+        rows.append(("ahead", f"{ahead}: {place.nodes_ahead} nodes, {place.gpus_ahead} GPUs, "
+                     f"{place.gpu_hours_ahead:g} GPU-hours at most"))  # fmt: skip
+    return rows
+
+
+def _describe_partition(job: SlurmJob, view: PartitionView | None) -> list[Row]:
+    if view is None:
+        return []
+    states = ", ".join(f"{number} {state}" for state, number in view.states.items())
+    rows = [("nodes", f"{states} (of {view.nodes} in {view.name}, {view.available})")]
+    rows += [("nodes away", text) for text in view.away]
+    if view.limit_seconds is not None:
+        over = (job.limit_seconds or 0) > view.limit_seconds
+        asked = format_duration(job.limit_seconds) if job.limit_seconds else "no limit"
+        words = f"{format_duration(view.limit_seconds)} allowed, {asked} asked for"
+        rows.append(("time limit", words + (": too long" if over else "")))
+    if view.max_nodes is not None and (job.nodes or 0) > view.max_nodes:
+        rows.append(("node limit", f"{view.max_nodes} allowed, {job.nodes} asked for: too many"))
+    return rows
+
+
+def _describe_qos(qos: Qos | None) -> list[Row]:
+    """The limits that the QOS has set."""
+    if qos is None:
+        return []
+    limits = [f"{key} {value}" for key, value in qos.raw.items() if key not in {"Name", "Priority", "Flags"}]
+    return [(f"QOS {qos.name}", ", ".join(limits) or "no limits of its own")]

@@ -1,0 +1,38 @@
+"""The tables that a user may look things up in, as rows of plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_jobs.sizing import GPUS, MODELS, count_parameters
+from lora_jobs.spec import list_environments
+
+Row = dict[str, Any]
+
+
+def list_models() -> list[Row]:
+    """The models whose shape is known, with their exact parameter counts."""
+    return [
+        {"name": shape.name, "family": shape.family, "parameters": count_parameters(shape), "source": shape.source}
+        for shape in MODELS
+    ]
+
+
+def list_gpus() -> list[Row]:
+    """The GPU types that jobs are sized for; bytes as the driver reports them, and as CUDA offers them."""
+    return [
+        {"name": gpu.name, "memory_bytes": gpu.memory_bytes, "usable_bytes": gpu.usable_bytes, "source": gpu.source}
+        for gpu in GPUS
+    ]
+
+
+def list_partitions() -> list[Row]:
+    """Every partition of every environment; an environment without partitions is one row."""
+    rows = []
+    for environment in list_environments():
+        for name, partition in environment.partitions.items() or [(None, None)]:
+            row = {"cluster": environment.name, "scheduler": environment.scheduler, "partition": name}
+            for key in ("gpu", "gpus_per_node", "max_time", "max_nodes"):
+                row[key] = getattr(partition, key, None)
+            rows.append(row)
+    return rows

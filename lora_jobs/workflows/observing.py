@@ -1,0 +1,302 @@
+"""What each run is doing now: run directories first, then at most one question per Slurm command for all runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
+from lora_jobs.cluster.local import find_live_folders
+from lora_jobs.cluster.observation import observe_jobs
+from lora_jobs.cluster.reasons import explain_reason
+from lora_jobs.errors import LoraJobsError
+from lora_jobs.runs import (
+    Run,
+    Submission,
+    explain_state,
+    find_run,
+    find_runs_root,
+    is_ended,
+    list_runs,
+    load_attempts,
+)
+from lora_jobs.workflows.evidence import gather_evidence, list_jobs
+from lora_jobs.workflows.progress import load_limit, read_progress
+from lora_jobs.workflows.states import find_own_attempt, resolve_state
+
+if TYPE_CHECKING:
+    from lora_jobs.cluster.observation import Observation, Sighting
+    from lora_jobs.runs import Attempt
+    from lora_jobs.spec import JobSpec
+    from lora_jobs.workflows.progress import Progress
+
+NEWEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run as a waiting user wants to see it; times in seconds, None where not known.
+
+    `reason` is Slurm's own word, `reason_text` the same in plain words. `rank` counts from 1 among `pending_jobs` of
+    the partition. `expected_start` is Slurm's, `expected_finish` follows from the pace so far; both local ISO times.
+    """
+
+    run: str
+    directory: str | None
+    job_id: str | None
+    backend: str | None
+    state: str
+    active: bool
+    reason: str | None
+    explanation: str
+    next_step: str | None
+    priority: int | None
+    partition: str | None
+    expected_start: str | None
+    elapsed_seconds: float | None
+    limit_seconds: int | None
+    step: int | None
+    total_steps: int | None
+    loss: float | None
+    eval_loss: float | None
+    last_committed_step: int | None
+    attempts: int
+    adapter: str | None
+    reason_text: str | None = None
+    user: str | None = None
+    rank: int | None = None
+    pending_jobs: int | None = None
+    factors: dict[str, int] | None = None
+    tasks: dict[str, int] | None = None
+    submitted: str | None = None
+    started: str | None = None
+    ended: str | None = None
+    remaining_seconds: float | None = None
+    expected_finish: str | None = None
+    tokens_per_second: float | None = None
+    memory_peak_bytes: int | None = None
+    predicted_bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """Every run that was asked for, newest first, and what could not be read."""
+
+    runs: tuple[RunStatus, ...]
+    notes: tuple[str, ...] = ()
+    hidden: int = 0
+    """How many older runs were left out."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "runs": [status.to_json() for status in self.runs],
+            "notes": list(self.notes),
+            "runs_not_shown": self.hidden,
+        }
+
+
+def load_stored_spec(run: Run) -> JobSpec:
+    """The resolved spec that the run was submitted with."""
+    from lora_jobs.spec import load_spec
+
+    return load_spec(run.spec_path)
+
+
+def find_status(
+    job: str | None = None,
+    *,
+    everything: bool = False,
+    most: int = NEWEST,
+    user: str | None = None,
+    partition: str | None = None,
+) -> StatusReport:
+    """Status of one run, or of the newest `most`; one squeue, one sprio and one sacct at the most.
+
+    With `user` the queue's other jobs of that user stand below. `partition` leaves out what is known to be elsewhere.
+    """
+    root = find_runs_root()
+    known = [find_run(job, root)] if job else list_runs(root)
+    runs = known if job or everything else known[:most]
+    report = observe_runs(runs, user=user)
+    rows = [row for row in report.runs if partition is None or partition in (row.partition or "").split(",")]
+    return StatusReport(tuple(rows), report.notes, len(known) - len(runs))
+
+
+def observe_runs(runs: list[Run], *, user: str | None = None, ranked: bool = True) -> StatusReport:
+    """Join what the run directories hold with what Slurm knows of their newest jobs.
+
+    Without `ranked` Slurm is asked for these jobs alone, and no rank is given.
+    """
+    submissions, damaged = read_jobs(runs)
+    finished = {run.id: is_finished(run) for run in runs}
+    ids = [
+        known[-1].job_id
+        for run in runs
+        if (known := submissions.get(run.id)) and known[-1].backend == "slurm"
+        if not (finished[run.id] and has_ended(run))
+    ]
+    seen = observe_jobs(ids, users=(user,) if user else (), ranked=ranked)
+    is_local = any(known and known[-1].backend == "local" for known in submissions.values())
+    alive = find_live_folders() if is_local else frozenset()
+    statuses = [
+        observe_run(run, submissions[run.id], seen, alive, finished=finished[run.id])
+        if run.id in submissions
+        else describe_unreadable(run)
+        for run in runs
+    ]
+    mine = {status.job_id for status in statuses}
+    others = [describe_job(sighting) for sighting in seen.of_users if sighting.job.job_id not in mine]
+    return StatusReport((*statuses, *others), (*seen.notes, *damaged))
+
+
+def read_jobs(runs: list[Run]) -> tuple[dict[str, list[Submission]], tuple[str, ...]]:
+    """The jobs of each run, and a note for each run whose directory can't be read; it does not hide the others."""
+    jobs, notes = {}, []
+    for run in runs:
+        try:
+            find_committed_step(run), load_limit(run), read_progress(run, None)
+            jobs[run.id] = list_jobs(run)
+        except LoraJobsError as error:
+            notes.append(f"{run.id} can't be read: {error.message}")
+    return jobs, tuple(notes)
+
+
+def describe_unreadable(run: Run) -> RunStatus:
+    """The row of a run whose directory is damaged; whether it is alive is not known."""
+    values: dict[str, Any] = dict.fromkeys(RunStatus.__dataclass_fields__)
+    values.update(run=run.id, directory=str(run.directory), state="UNREADABLE", active=True, attempts=0)
+    values["explanation"] = "not known: its directory is damaged"
+    return RunStatus(**values)
+
+
+def has_ended(run: Run) -> bool:
+    """True when the run's last attempt recorded its end."""
+    attempts = load_attempts(run)
+    return bool(attempts) and attempts[-1].has_ended
+
+
+def is_finished(run: Run) -> bool:
+    """True when the adapter is whole (sizes compared)."""
+    return run.adapter.is_dir() and verify_checkpoint(run.adapter, level=0).good
+
+
+def observe_run(
+    run: Run, submissions: list[Submission], seen: Observation, alive: frozenset[str], *, finished: bool
+) -> RunStatus:
+    """One run's row out of its records, what Slurm said, and the folders that live local processes name."""
+    attempts = load_attempts(run)
+    last = submissions[-1] if submissions else None
+    attempt = attempts[-1] if attempts else None
+    evidence = gather_evidence(run, submissions, attempt, seen, alive, finished=finished)
+    job = evidence.job
+    sighting = seen.jobs.get(last.job_id) if job and last else None
+    state, reason = resolve_state(evidence)
+    attempt, finished = find_own_attempt(evidence), state == "COMPLETED"
+    known = explain_state(state)
+    ended = is_ended(state)
+    progress = read_progress(run, attempt)
+    elapsed = job.elapsed_seconds if job and job.state == "RUNNING" else _elapsed(attempt, active=not ended)
+    limit = (job.limit_seconds if job else None) or load_limit(run)
+    running = state == "RUNNING"
+    name = last.job_id if last and last.backend == "slurm" else run.id  # a local job id is a pid, and may come again
+    return RunStatus(
+        run=run.id,
+        directory=str(run.directory),
+        job_id=last.job_id if last else None,
+        backend=last.backend if last else None,
+        state=state,
+        active=not ended,
+        reason=reason or None,
+        explanation=known.meaning if known else f"in a state this version does not know: {state}",
+        next_step=None if finished or not ended else f"lora-jobs resume {name}",
+        elapsed_seconds=elapsed,
+        limit_seconds=limit,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        loss=progress.loss,
+        eval_loss=progress.eval_loss,
+        last_committed_step=find_committed_step(run),
+        attempts=len(attempts),
+        adapter=str(run.adapter) if finished else None,
+        remaining_seconds=_remaining(elapsed, limit) if running and last and last.backend == "slurm" else None,
+        expected_finish=_finish(progress) if running else None,
+        tokens_per_second=progress.tokens_per_second,
+        memory_peak_bytes=progress.memory_peak_bytes,
+        predicted_bytes=progress.predicted_bytes,
+        **_describe_sighting(sighting),
+    )
+
+
+def describe_job(sighting: Sighting) -> RunStatus:
+    """A job of the queue that is no run of ours, in the same columns."""
+    job = sighting.job
+    known = explain_state(job.state)
+    nothing = dict.fromkeys(("step", "total_steps", "loss", "eval_loss", "last_committed_step", "adapter"))
+    return RunStatus(
+        run=job.name,
+        directory=None,
+        job_id=job.job_id,
+        backend="slurm",
+        state=job.state,
+        active=not is_ended(job.state),
+        reason=job.reason,
+        explanation=known.meaning if known else f"in a state this version does not know: {job.state}",
+        next_step=None,
+        elapsed_seconds=job.elapsed_seconds,
+        limit_seconds=job.limit_seconds,
+        attempts=0,
+        remaining_seconds=_remaining(job.elapsed_seconds, job.limit_seconds) if job.state == "RUNNING" else None,
+        **nothing,
+        **_describe_sighting(sighting),
+    )
+
+
+def _describe_sighting(sighting: Sighting | None) -> dict[str, Any]:
+    """The fields of a row that only Slurm knows."""
+    if sighting is None:
+        return {"priority": None, "partition": None, "expected_start": None}
+    job, place = sighting.job, sighting.place
+    return {
+        "priority": job.priority,
+        "partition": job.partition,
+        "expected_start": job.expected_start,
+        "reason_text": explain_reason(job.reason).short if job.pending else None,
+        "user": job.user,
+        "rank": place.rank if place else None,
+        "pending_jobs": place.pending if place else None,
+        "factors": asdict(job.factors) if job.factors else None,
+        "tasks": sighting.tasks,
+        "submitted": job.submitted,
+        "started": job.started,
+        "ended": job.ended,
+    }
+
+
+def find_committed_step(run: Run) -> int | None:
+    """The step of the newest checkpoint that is committed and whole by its sizes."""
+    for directory in list_checkpoints(run.checkpoints):
+        verdict = verify_checkpoint(directory, level=0)
+        if verdict.good:
+            return verdict.step
+    return None
+
+
+def _elapsed(attempt: Attempt | None, *, active: bool) -> float | None:
+    if attempt is None or (attempt.ended_at is None and not active):
+        return None
+    return round((attempt.ended_at or time.time()) - attempt.started_at, 1)
+
+
+def _remaining(elapsed: float | None, limit: int | None) -> float | None:
+    return None if elapsed is None or limit is None else max(0.0, limit - elapsed)
+
+
+def _finish(progress: Progress) -> str | None:
+    if progress.seconds_left is None or progress.written_at is None:
+        return None
+    return datetime.fromtimestamp(progress.written_at + progress.seconds_left).isoformat(timespec="seconds")

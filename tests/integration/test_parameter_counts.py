@@ -1,0 +1,157 @@
+"""Counts, module names and target matching against the real transformers and PEFT, on torch's meta device."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lora_jobs.sizing import MODELS, ModelShape, count_parameters, count_trainable, find_shape
+from lora_jobs.sizing.modules import list_modules
+from lora_jobs.sizing.parameters import match_targets
+from lora_jobs.spec.job import LoraSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.train
+
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+HEAD_AND_EMBEDDING = ("embed_tokens", "lm_head")
+
+# The stack warns about things that are not the subject here: PEFT about tied weights, torch about its own future.
+FORGIVEN = "ignore"
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "r 64, all seven": {"r": 64, "target_modules": SEVEN},
+    "q and v": {"r": 8, "target_modules": ("q_proj", "v_proj")},
+    "regex": {
+        "r": 16, "target_modules": r"model\.(language_model\.)?layers\.[0-2]\.(self_attn\.(q|k)|mlp\.down)_proj",
+    },
+    "all-linear": {"r": 4, "target_modules": "all-linear"},
+    "DoRA": {"r": 8, "target_modules": ("q_proj", "down_proj"), "use_dora": True},
+    "all biases": {"r": 8, "target_modules": ("o_proj",), "bias": "all"},
+    "biases of the adapted": {"r": 8, "target_modules": ("q_proj", "o_proj"), "bias": "lora_only"},
+    "head and embedding saved": {"r": 64, "target_modules": SEVEN, "modules_to_save": HEAD_AND_EMBEDDING},
+    "head and embedding saved, tied": {
+        "r": 64, "target_modules": SEVEN, "modules_to_save": HEAD_AND_EMBEDDING, "ensure_weight_tying": True,
+    },
+    "embedding saved": {"r": 8, "target_modules": SEVEN, "modules_to_save": ("embed_tokens",)},
+    "embedding saved, tied": {
+        "r": 8, "target_modules": SEVEN, "modules_to_save": ("embed_tokens",), "ensure_weight_tying": True,
+    },
+    "head saved, tied": {
+        "r": 8, "target_modules": SEVEN, "modules_to_save": ("lm_head",), "ensure_weight_tying": True,
+    },
+    "all-linear, MLP saved": {"r": 4, "target_modules": "all-linear", "modules_to_save": ("mlp",)},
+    "norms saved": {"r": 4, "target_modules": ("q_proj",), "modules_to_save": ("norm",)},
+    "adapters on embedding and head": {"r": 4, "target_modules": ("q_proj", "embed_tokens", "lm_head")},
+    "adapter on the head, tied": {"r": 4, "target_modules": ("q_proj", "lm_head"), "ensure_weight_tying": True},
+    "adapters by regex, tied": {
+        "r": 4, "target_modules": r".*(q_proj|embed_tokens)", "ensure_weight_tying": True,
+    },
+    "adapters on embedding and head, tied": {
+        "r": 4, "target_modules": ("q_proj", "embed_tokens", "lm_head"), "ensure_weight_tying": True,
+    },
+}  # fmt: skip
+
+
+def build_config(shape: ModelShape) -> Any:
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = {
+        name: getattr(shape, name)
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings",
+        )
+    }  # fmt: skip
+    if shape.sliding_window is not None or shape.model_type == "mistral":
+        options["sliding_window"] = shape.sliding_window
+    if shape.model_type == "llama":
+        options |= {"attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias}
+    if shape.model_type == "qwen2":
+        options.pop("head_dim")
+    if shape.vision is None:
+        return AutoConfig.for_model(shape.model_type, **options)
+    vision = {**asdict(shape.vision), "num_attention_heads": 16, "vision_use_head": False}
+    return AutoConfig.for_model("gemma3", text_config=options, vision_config=vision)
+
+
+def build_model(shape: ModelShape) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(build_config(shape), dtype=torch.bfloat16)
+
+
+def add_adapter(model: Any, lora: LoraSpec) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=lora.r, target_modules=targets, modules_to_save=list(lora.modules_to_save) or None,
+        bias=lora.bias, use_dora=lora.use_dora, ensure_weight_tying=lora.ensure_weight_tying,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter(FORGIVEN)
+        return get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
+def test_base_parameters_and_modules_are_those_of_transformers(shape: ModelShape) -> None:
+    model = build_model(shape)
+    assert count_parameters(shape) == sum(parameter.numel() for parameter in model.parameters())
+    named = {name for name, _ in model.named_modules() if name}
+    assert {module.name for module in list_modules(shape)} == named
+    sizes = {
+        name: sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        for name, module in model.named_modules()
+    }
+    assert {module.name: module.parameters for module in list_modules(shape)} == {name: sizes[name] for name in named}
+
+
+# Four rows stand for the rest, with four layers each: tied with norms of heads, multimodal, untied with biases, Llama.
+@pytest.mark.parametrize("name", ["gemma-3-270m", "gemma-3-4b", "qwen2.5-7b", "smollm2-135m"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_trainable_parameters_are_those_of_peft(name: str, variant: str) -> None:
+    shape, lora = replace(find_shape(name), num_hidden_layers=4), LoraSpec(**VARIANTS[variant])
+    model = add_adapter(build_model(shape), lora)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert count_trainable(shape, lora) == trainable
+    if not lora.ensure_weight_tying:
+        adapted = {
+            key.removeprefix("base_model.model.") for key, module in model.named_modules() if hasattr(module, "lora_A")
+        }
+        matched = match_targets(shape, lora.target_modules)
+        saved = [module for module in matched if any(part in module.name.split(".") for part in lora.modules_to_save)]
+        assert {module.name for module in matched if module not in saved} == adapted
+
+
+@pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
+def test_every_row_trains_as_many_as_peft(shape: ModelShape) -> None:
+    lora = LoraSpec(**VARIANTS["head and embedding saved"])
+    model = add_adapter(build_model(shape), lora)
+    assert count_trainable(shape, lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
+def test_a_saved_config_reads_back_as_the_row(shape: ModelShape, tmp_path: Path) -> None:
+    build_config(shape).save_pretrained(tmp_path)
+    read = find_shape(str(tmp_path))
+    assert list_modules(read) == list_modules(shape)
+    assert (read.tie_word_embeddings, read.sliding_window, read.max_position_embeddings) == (
+        shape.tie_word_embeddings, shape.sliding_window, shape.max_position_embeddings,
+    )  # fmt: skip
+    assert count_parameters(read) == count_parameters(shape)
+
+
+def test_gemma_3_4b_text_part_is_its_own_model() -> None:
+    whole = find_shape("google/gemma-3-4b-it")
+    text = replace(whole, vision=None)
+    assert count_parameters(whole) == 4_300_079_472
+    assert count_parameters(text) == sum(parameter.numel() for parameter in build_model(text).parameters())
+    assert count_parameters(text) == 3_880_263_168

@@ -1,0 +1,100 @@
+"""Lines of status: what they say in each state, that they fit, and that a redraw never clears the screen."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from lora_jobs.cli.show_status import describe_status, format_span, format_when, render_frame, render_status
+from lora_jobs.workflows.observing import RunStatus, StatusReport
+from lora_jobs.workflows.watching import next_pause, watch_status
+
+NOW = datetime(2026, 11, 20, 18, 44)
+
+
+def make(state: str, **values: Any) -> RunStatus:
+    nothing = dict.fromkeys(
+        ("reason", "next_step", "priority", "partition", "expected_start", "elapsed_seconds", "limit_seconds", "step",
+         "total_steps", "loss", "eval_loss", "last_committed_step", "adapter")
+    )  # fmt: skip
+    given = {"run": "gemma2_9b_svg-3", "directory": "/r", "job_id": "2584773", "backend": "slurm", "attempts": 1,
+             "explanation": "words", **nothing, **values}  # fmt: skip
+    return RunStatus(state=state, active=state in {"PENDING", "RUNNING", "BOILING_OVER"}, **given)
+
+
+PENDING = make("PENDING", reason="Priority", reason_text="others go first", priority=5543, rank=14, pending_jobs=132,
+               expected_start="2026-11-20T21:44:00", tasks={"PENDING": 1})  # fmt: skip
+RUNNING = make("RUNNING", step=120, total_steps=500, loss=1.23456, tokens_per_second=2300.4, remaining_seconds=18000,
+               expected_finish="2026-11-20T23:10:05",
+               memory_peak_bytes=41 * 2**30, predicted_bytes=44 * 2**30)  # fmt: skip
+TIMEOUT = make("TIMEOUT", step=480, last_committed_step=470, next_step="lora-jobs resume 2584773")
+
+
+@pytest.mark.parametrize(
+    ("status", "wanted"),
+    [
+        (PENDING, "14 of 132 pending, starts 21:44 in 3 h, others go first, prio 5543"),
+        (RUNNING, "120/500, loss 1.235, 2300 tok/s, 5 h left, ends 23:10, 41.0/44.0 GiB"),
+        (TIMEOUT, "timed out at step 480, committed 470: lora-jobs resume 2584773"),
+        (make("PENDING", priority=0, reason_text="held by you"), "held by you"),
+        (make("RUNNING"), "starting"),
+        (make("COMPLETED", step=9, eval_loss=0.5, adapter="/a"), "done at step 9, held-out loss 0.500"),
+        (make("BOILING_OVER", reason="Heat"), "Heat"),
+    ],
+)
+def test_what_matters_in_each_state(status: RunStatus, wanted: str):
+    assert describe_status(status, NOW) == wanted
+
+
+def test_lines_fit_and_arrays_are_folded():
+    array = make(
+        "RUNNING", run="a" * 60 + "-1", job_id="77_[0-9]", tasks={"RUNNING": 2, "PENDING": 8}, loss=1.0, step=1
+    )
+    lines = [line.plain for line in render_status(StatusReport((PENDING, RUNNING, TIMEOUT, array)), width=100, now=NOW)]
+    assert max(len(line) for line in lines) <= 100
+    assert lines[1] == (
+        "gemma2_9b_svg-3          2584773 PENDING       14 of 132 pending, starts 21:44 in 3 h, others go fi…"
+    )
+    (line,) = render_status(StatusReport((PENDING,)), width=100, now=NOW)[1:]
+    assert line.plain.endswith("others go first, prio 5543"), "with names and ids of the usual length all of it fits"
+    assert lines[4].startswith("aaaaaaaaaaaaaaaaaaaaaaa… 77 x10  RUNNING 2/10")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("2026-11-20T21:44:00", "21:44 in 3 h"), ("2026-11-21T09:00:00", "Sat 09:00 in 14 h"),
+     ("2026-12-20T09:00:00", "20 Dec 09:00 in 30 d"), ("2026-11-20T18:43:00", "18:43 (any moment)"),
+     ("Unknown", "Unknown")],
+)  # fmt: skip
+def test_times_as_a_clock_and_how_far_off(text: str, wanted: str):
+    assert format_when(text, NOW) == wanted
+
+
+def test_spans():
+    assert [format_span(seconds) for seconds in (0, 59, 60, 3599, 3600, 86400, 180000)] == [
+        "0 s", "59 s", "1 min", "60 min", "1 h", "24 h", "2 d",
+    ]  # fmt: skip
+
+
+def test_a_frame_overwrites_and_never_clears():
+    frame = render_frame(StatusReport((PENDING,), ("a note\x1b[2J",)), 80, 24, NOW)
+    assert frame.startswith("\x1b[H")
+    assert frame.count("\x1b[K") == frame.count("\r\n") + 1
+    assert "\x1b[2J" not in frame
+    assert frame.endswith("\x1b[J")
+    assert len(render_frame(StatusReport((PENDING,) * 50), 80, 10, NOW).split("\r\n")) == 10
+
+
+def test_watch_asks_ten_seconds_apart_at_the_least_and_backs_off():
+    reports = [StatusReport((PENDING,))] * 6 + [StatusReport((RUNNING,)), StatusReport((TIMEOUT,))]
+    slept: list[float] = []
+    answers = iter(reports)
+    assert list(watch_status(lambda: next(answers), sleep=slept.append)) == reports
+    assert slept == [10, 15, 22.5, 33.75, 50.625, 60, 10]
+
+
+def test_pauses():
+    assert next_pause(30, changed=True, shortest=1) == 10
+    assert next_pause(10, changed=False, shortest=120) == 120

@@ -1,0 +1,159 @@
+"""The verdict of `check`, its JSON, its warnings, and the promises of its suggestions."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lora_jobs.errors import SpecError
+from lora_jobs.sizing import cpu_device, find_gpu, size_job
+from lora_jobs.spec import parse_spec, render_spec
+from lora_jobs.units import GIB
+
+if TYPE_CHECKING:
+    from conftest import SpecMaker
+
+GEMMA_SVG = {
+    "model.name_or_path": "google/gemma-2-9b-it",
+    "model.attn_implementation": None,
+    "lora.r": 64,
+    "lora.lora_alpha": 128,
+    "lora.modules_to_save": ["embed_tokens", "lm_head"],
+    "data.max_length": 2048,
+    "data.eval": "eval.jsonl",
+    "training.eval_steps": 10,
+    "training.per_device_eval_batch_size": 8,
+    "training.gradient_accumulation_steps": 16,
+    "deepspeed.zero_stage": 2,
+    "deepspeed.reduce_bucket_size": 500_000_000,
+    "resources.gpus_per_node": 2,
+}
+
+# Each does not fit, for another reason.
+TOO_LARGE: dict[str, tuple[dict[str, Any], str]] = {
+    "logits of the evaluation": (GEMMA_SVG, "A100-64"),
+    "trained embeddings": (GEMMA_SVG | {"training.trainer": "trl"}, "RTX4090"),
+    "batch": ({"training.per_device_train_batch_size": 64}, "A100-40"),
+    "no checkpointing": (
+        {"training.activation_checkpointing": False, "training.trainer": "trl", "data.max_length": 32768},
+        "L4",
+    ),
+    "eager scores": ({"model.attn_implementation": "eager", "data.max_length": 16384}, "A100-80"),
+    "weights": ({"model.name_or_path": "google/gemma-2-27b", "model.attn_implementation": None}, "RTX3090"),
+    "no DeepSpeed": (
+        {"model.name_or_path": "llama-3.1-8b", "lora.modules_to_save": ["lm_head"], "resources.gpus_per_node": 4},
+        "RTX4090",
+    ),
+    "fp32": ({"model.dtype": "float32", "training.bf16": False, "model.name_or_path": "llama-3.1-8b"}, "L4"),
+    "much too small": ({"model.name_or_path": "google/gemma-2-27b", "model.attn_implementation": None}, "2080Ti"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_check_with_a_suggestion_set_gives_exactly_the_promised_peak(make_spec: SpecMaker, case: str) -> None:
+    changes, name = TOO_LARGE[case]
+    spec, gpu = make_spec(changes), find_gpu(name)
+    verdict = size_job(spec, gpu)
+    assert not verdict.fits
+    assert verdict.suggestions
+    for suggestion in verdict.suggestions:
+        overrides = [f"{key}={json.dumps(value)}" for key, value in suggestion.set.items()]
+        again = size_job(parse_spec(render_spec(spec), source="again", overrides=overrides), gpu)
+        assert (again.estimate.peak_bytes, again.fits) == (suggestion.peak_bytes, suggestion.fits)
+        assert suggestion.peak_bytes < verdict.estimate.peak_bytes
+
+
+def test_suggestions_come_in_the_order_of_their_cost(make_spec: SpecMaker) -> None:
+    verdict = size_job(make_spec(GEMMA_SVG), find_gpu("A100-64"))
+    assert [list(suggestion.set) for suggestion in verdict.suggestions if suggestion.fits] == [
+        ["training.trainer"],
+        ["training.per_device_eval_batch_size"],
+        ["lora.modules_to_save"],
+        ["data.max_length"],
+    ]
+    assert verdict.smallest_gpu == "H100-80"
+
+
+def test_changes_are_combined_where_none_is_enough(make_spec: SpecMaker) -> None:
+    changes, name = TOO_LARGE["trained embeddings"]
+    first, *others = size_job(make_spec(changes), find_gpu(name)).suggestions
+    assert first.fits
+    assert len(first.set) > 1
+    assert first.why.startswith("together: ")
+    assert not any(suggestion.fits for suggestion in others)
+
+
+def test_nothing_is_suggested_to_a_job_that_fits(make_spec: SpecMaker) -> None:
+    verdict = size_job(make_spec(), find_gpu("A100-64"))
+    assert verdict.fits
+    assert (verdict.suggestions, verdict.smallest_gpu, verdict.warnings) == ((), None, ())
+
+
+def test_the_json_holds_the_stable_keys(make_spec: SpecMaker) -> None:
+    gpu = find_gpu("A100-64")
+    document = size_job(make_spec(GEMMA_SVG), gpu, warnings=["from outside"]).to_json()
+    assert json.loads(json.dumps(document)) == document
+    assert document["fits"] is False
+    assert document["world_size"] == 2
+    assert document["gpu"] == {"name": "A100-64", "memory_bytes": 64 * GIB, "usable_bytes": gpu.usable_bytes}
+    assert document["parameters"] == {"base": 9_241_705_984, "trainable": 2_051_080_192}
+    estimate = document["estimate"]
+    assert sum(estimate["components"].values()) == estimate["peak_bytes"] > estimate["allocated_peak_bytes"]
+    assert estimate["binding_instant"] == "while an evaluation's loss is computed"
+    assert estimate["instants"]["evaluation_loss"] == estimate["allocated_peak_bytes"]
+    assert document["host_memory_bytes"] > 2 * 2 * 9_241_705_984
+    assert document["checkpoint_bytes"] > 16 * 2_051_080_192
+    assert document["problems"] == []
+    assert document["warnings"][0] == "from outside"
+    assert set(document["suggestions"][0]) == {"set", "peak_bytes", "fits", "why"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "words"),
+    [
+        ({**GEMMA_SVG, "model.dtype": "float16", "training.bf16": False, "training.fp16": True}, "A100-64", "overflow"),
+        (GEMMA_SVG, "A100-64", "breaks the tie"),
+        ({}, "V100-16", "has no bfloat16"),
+        ({}, "V100-16", "flash_attention_2 does not run on V100-16"),
+        ({"data.max_length": 200_000}, "H200", "beyond the 131072 positions"),
+        ({"lora.use_dora": True}, "A100-64", "DoRA"),
+        ({}, "H100-80", "nobody measured the CUDA context of H100-80"),
+        ({"resources.mem": "2G"}, "A100-64", "resources.mem asks for 2.0 GiB"),
+        ({"model.name_or_path": "google/gemma-3-4b-it"}, "A100-64", "3,880,263,168 parameters) and its vision tower"),
+        ({"model.name_or_path": "google/gemma-3-4b-it"}, "A100-64", "on 81 layers of the vision tower"),
+        (
+            {"model.quantization.load_in_4bit": True, "training.trainer": "trl", "training.bf16": False,
+             "training.fp16": True, "model.dtype": "float16"},
+            "A100-64",
+            "gradient scaler",
+        ),
+    ],
+)  # fmt: skip
+def test_warnings(make_spec: SpecMaker, changes: dict[str, Any], gpu: str, words: str) -> None:
+    assert [warning for warning in size_job(make_spec(changes), find_gpu(gpu)).warnings if words in warning]
+
+
+def test_a_cpu_gets_a_number_and_a_caution(make_spec: SpecMaker) -> None:
+    spec = make_spec({"model.attn_implementation": "sdpa", "model.dtype": "float32", "training.bf16": False})
+    verdict = size_job(spec, cpu_device(64 * GIB))
+    assert verdict.fits
+    assert any("less sure" in warning for warning in verdict.warnings)
+    assert not size_job(spec, cpu_device(4 * GIB)).fits
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"model.name_or_path": "google/gemma-2-2b", "model.attn_implementation": "sdpa"}, "model.attn_implementation"),
+        ({"training.trainer": "trl", "lora.target_modules": ["q_proj", "lm_head"]}, "lora.target_modules"),
+        ({"model.name_or_path": "no/such-model"}, "model.name_or_path"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_is_sized(
+    make_spec: SpecMaker, changes: dict[str, Any], path: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        size_job(make_spec(changes), find_gpu("A100-64"))
+    assert [problem.path for problem in caught.value.problems] == [path]

@@ -1,0 +1,174 @@
+"""Begin and end of an attempt, as the batch script calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lora_jobs.checkpoints import commit_checkpoint
+from lora_jobs.errors import RunError
+from lora_jobs.runs import EXIT_NO_CHECKPOINT, EXIT_SAVED, Attempt, Run, append_metrics, create_run, load_attempts
+from lora_jobs.training.attempt import NoGoodCheckpointError, begin, choose_start, end, main, wait_for_attempt
+from lora_jobs.training.launch import Launch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPEC = """
+name: tiny
+model: {name_or_path: models/tiny_gemma2}
+lora: {r: 4}
+data: {train: data.jsonl}
+training: {max_steps: 10}
+resources: {gpus_per_node: 2}
+"""
+LOCAL = Launch("local", "no-process", 0, 0, 0, 2, "here", started_after=0.0)
+SLURM = Launch("slurm", "4711", 0, 0, 0, 2, "lrdn0001")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return create_run(tmp_path, "tiny-1", {"spec.yaml": SPEC})
+
+
+def add_checkpoint(run: Run, step: int, *, world_size: int = 2, commit: bool = True) -> Path:
+    directory = run.checkpoints / f"checkpoint-{step}"
+    directory.mkdir(parents=True)
+    (directory / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 1.0}))
+    (directory / "notes.txt").write_text("weights")
+    if commit:
+        commit_checkpoint(directory, step=step, world_size=world_size, metadata={})
+    return directory
+
+
+def summarize(attempt: Attempt) -> dict[str, Any]:
+    names = ("number", "job_id", "restart_count", "backend", "state", "resume_from", "first_step")
+    return {name: getattr(attempt, name) for name in names}
+
+
+def test_the_first_attempt_starts_from_the_base_model(run: Run) -> None:
+    attempt, explanation = begin(run, SLURM)
+    assert explanation == ("starting from the base model",)
+    assert summarize(attempt) == {
+        "number": 1,
+        "job_id": "4711",
+        "restart_count": 0,
+        "backend": "slurm",
+        "state": "RUNNING",
+        "resume_from": None,
+        "first_step": 0,
+    }
+
+
+def test_begin_twice_is_the_same_attempt_and_a_requeue_is_the_next(run: Run) -> None:
+    first, _ = begin(run, SLURM)
+    assert begin(run, SLURM) == (first, ())
+    requeued = Launch("slurm", "4711", 1, 0, 0, 2, "lrdn0002")
+    assert begin(run, requeued)[0].number == 2
+
+
+def test_the_newest_good_checkpoint_is_chosen_and_each_verdict_is_told(run: Run) -> None:
+    add_checkpoint(run, 4)
+    broken = add_checkpoint(run, 8)
+    (broken / "notes.txt").write_text("weightz")
+    unfinished = add_checkpoint(run, 12, commit=False)
+    attempt, explanation = begin(run, SLURM)
+    assert (attempt.resume_from, attempt.first_step) == ("checkpoint-4", 4)
+    assert [line.split(": ")[0] for line in explanation[:3]] == [unfinished.name, broken.name, "checkpoint-4"]
+    assert explanation[2:] == ("checkpoint-4: good", "resuming from checkpoint-4")
+
+
+def test_an_unfinished_save_alone_means_starting_over(run: Run) -> None:
+    add_checkpoint(run, 4, commit=False)
+    assert choose_start(run, world_size=2).checkpoint is None
+
+
+def test_when_all_that_was_committed_is_broken_the_attempt_fails_at_once(run: Run) -> None:
+    (add_checkpoint(run, 4) / "notes.txt").unlink()
+    with pytest.raises(NoGoodCheckpointError, match=r"no good checkpoint in .*: checkpoint-4: "):
+        begin(run, SLURM)
+    (attempt,) = load_attempts(run)
+    assert (attempt.state, attempt.exit_code, attempt.resume_from) == ("FAILED", EXIT_NO_CHECKPOINT, None)
+    with pytest.raises(RunError, match="rank 0 could not begin attempt 1: no good checkpoint"):
+        wait_for_attempt(run, SLURM)
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(run: Run) -> None:
+    add_checkpoint(run, 4, world_size=4)
+    with pytest.raises(RunError, match="checkpoint-4 was saved by 4 processes, this job has 2"):
+        begin(run, SLURM)
+
+
+def test_a_local_job_that_got_an_old_process_id_again_is_a_new_attempt(run: Run) -> None:
+    first, _ = begin(run, LOCAL)
+    later = Launch("local", LOCAL.job_id, 0, 0, 0, 2, "here", started_after=first.started_at + 1)
+    second = begin(run, later)[0]
+    assert (second.number, second.restart_count) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "note", "state", "final", "reason", "decision"),
+    [
+        (0, None, "COMPLETED", 0, "finished", "done"),
+        (EXIT_SAVED, None, "SAVED", EXIT_SAVED, "saved on a signal", "requeue"),
+        (137, {"event": "saved", "signal": "SIGTERM"}, "SAVED", EXIT_SAVED, "saved after SIGTERM", "requeue"),
+        (1, {"event": "failed", "reason": "no GPU"}, "FAILED", 1, "no GPU", "stop"),
+        (1, {"event": "lost_rank", "reason": "another rank is gone"}, "FAILED", 1, "another rank is gone", "stop"),
+        (137, None, "FAILED", 137, "ended by signal 9", "stop"),
+        (3, None, "FAILED", 3, "exit code 3", "stop"),
+    ],
+)
+def test_the_end_is_written_with_its_reason_and_decided(
+    run: Run, code: int, note: dict[str, str] | None, state: str, final: int, reason: str, decision: str
+) -> None:
+    attempt, _ = begin(run, SLURM)
+    add_checkpoint(run, 6)
+    append_metrics(run, {"kind": "note", "attempt": 7, "event": "failed", "reason": "another attempt's"})
+    if note is not None:
+        append_metrics(run, {"kind": "note", "attempt": 1, **note})
+    assert end(run, attempt, code) == decision
+    (ended,) = load_attempts(run)
+    assert (ended.state, ended.exit_code, ended.reason, ended.last_committed_step) == (state, final, reason, 6)
+
+
+def test_the_commands_print_what_the_batch_script_reads(run: Run) -> None:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))},
+        "SLURM_JOB_ID": "99",
+    }
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lora_jobs.training.attempt", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    begun = call("begin", str(run.directory))
+    assert (begun.returncode, begun.stdout, begun.stderr) == (0, "1\n", "starting from the base model\n")
+    ended = call("end", str(run.directory), "85")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "requeue\n", "")
+
+
+def test_a_run_that_cannot_begin_exits_with_its_own_code(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (add_checkpoint(run, 4) / "notes.txt").unlink()
+    assert main(["begin", str(run.directory)]) == EXIT_NO_CHECKPOINT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("lora-jobs: no good checkpoint in ")
+    assert "\nnext: " in err
+
+
+def test_wrong_usage_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["begin"]) == 2
+    assert capsys.readouterr().err.startswith("usage: ")
+
+
+def test_a_stop_within_a_step_says_what_is_repeated(run: Run) -> None:
+    attempt, _ = begin(run, SLURM)
+    note = {"kind": "note", "event": "saved", "attempt": 1, "step": 0, "signal": "SIGUSR2", "unfinished_step": 1}
+    append_metrics(run, note)
+    assert end(run, attempt, EXIT_SAVED) == "requeue"
+    assert load_attempts(run)[0].reason == "saved after SIGUSR2 (step 1 was unfinished and will be repeated)"
