@@ -117,6 +117,18 @@ class LoraSpec(Section):
     use_rslora: bool = False
     use_dora: bool = False
     ensure_weight_tying: bool = Field(False, description="keep tied embeddings one tensor under modules_to_save")
+    rank_pattern: Annotated[dict[Text, Count], Field(max_length=256)] = Field(
+        {}, description="another r for the layers that a name or regular expression matches"
+    )
+    alpha_pattern: Annotated[dict[Text, Positive], Field(max_length=256)] = Field(
+        {}, description="another lora_alpha, likewise"
+    )
+    trainable_token_indices: Annotated[tuple[Natural, ...], Field(strict=False)] = Field(
+        (), description="token ids whose embeddings are trained: rows of the embedding, not all of it"
+    )
+    autocast_adapter_dtype: bool = Field(
+        True, description="adapters in float32 over a bf16 or fp16 base; PEFT's default of get_peft_model"
+    )
 
     @property
     def alpha(self) -> float:
@@ -191,6 +203,7 @@ class TrainingSpec(Section):
     dataloader_pin_memory: bool = True
     torch_empty_cache_steps: Count | None = None
     torch_compile: bool = False
+    use_liger_kernel: bool = Field(False, description="Liger's fused kernels, where liger-kernel is installed")
     # numpy's generator, which the Trainer seeds too, takes 32 bits.
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
@@ -232,6 +245,9 @@ class DeepSpeedSpec(Section):
         "auto", description="elements; the buffer is allocated in full, whatever is trained; auto is hidden_size^2"
     )
     overlap_comm: bool = False
+    torch_autocast: bool = Field(
+        False, description="bf16 by torch's autocast instead of a cast of the weights: adapters stay float32"
+    )
     contiguous_gradients: bool = True
 
 

@@ -35,6 +35,10 @@ class Section(BaseModel):
     # A key's former name in the library it comes from -> its present one, under which it is stored.
     older_words: ClassVar[dict[str, str]] = {}
 
+    def __hash__(self) -> int:
+        """Of the values as text: a section may hold mappings, which are not hashable, and is never changed."""
+        return hash((type(self), self.model_dump_json()))
+
     def find_conflicts(self) -> list[Conflict]:
         """Rules between keys of this section that do not hold; keys are relative to the section."""
         return []

@@ -88,6 +88,9 @@ def build_lora_config(lora: LoraSpec) -> LoraConfig:
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         ensure_weight_tying=lora.ensure_weight_tying,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        trainable_token_indices=list(lora.trainable_token_indices) or None,
     )
 
 
@@ -98,8 +101,9 @@ def add_adapter(base: PreTrainedModel, spec: JobSpec, *, zero_stage: int | None)
     """
     set_seed(spec.training.seed)
     uniform = zero_stage == 3 and spec.model.quantization is None
+    autocast = spec.lora.autocast_adapter_dtype and not uniform
     try:
-        return get_peft_model(base, build_lora_config(spec.lora), autocast_adapter_dtype=not uniform)
+        return get_peft_model(base, build_lora_config(spec.lora), autocast_adapter_dtype=autocast)
     except ValueError as error:
         raise SpecError(f"lora: {first_line(error)}", hint="`lora-jobs check` names the modules that exist") from error
 

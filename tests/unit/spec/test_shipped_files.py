@@ -91,6 +91,7 @@ def test_gemma2_9b_svg() -> None:
         "allgather_bucket_size": 500_000_000,
         "reduce_bucket_size": 500_000_000,
         "overlap_comm": False,
+        "torch_autocast": False,
         "contiguous_gradients": True,
     }
     assert (spec.resources.cluster, spec.resources.partition) == ("leonardo", "boost_usr_prod")
