@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lora_jobs import __version__
-from lora_jobs.cli import show, show_page, show_plan, show_runs, show_status
+from lora_jobs.cli import commands_data, show, show_page, show_plan, show_runs, show_status
 from lora_jobs.cli.screen import clean_log, error_to_json, print_json, say, show_error, show_rows, warn
 from lora_jobs.errors import ClusterError, LoraJobsError, RunError, SpecError
 
@@ -316,6 +316,10 @@ def doctor(
         show_diagnosis(diagnosis)
     if diagnosis.worst == "wrong":
         raise typer.Exit(ClusterError.exit_code)
+
+
+app.command("data")(commands_data.preview_data)
+app.command("fetch")(commands_data.fetch)
 
 
 clusters = typer.Typer(invoke_without_command=True, rich_markup_mode=None)

@@ -1,6 +1,6 @@
 """WHAT is asked: typed values from YAML."""
 
-from lora_jobs.spec.dataset import find_data_problems, iterate_rows
+from lora_jobs.spec.dataset import find_data_problems, find_row_faults, iterate_rows
 from lora_jobs.spec.environment import (
     ClusterEnvironment,
     Partition,
@@ -51,6 +51,7 @@ __all__ = [
     "build_schema",
     "find_data_problems",
     "find_resource_problems",
+    "find_row_faults",
     "find_submission_problems",
     "iterate_rows",
     "list_environments",

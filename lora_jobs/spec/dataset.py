@@ -1,4 +1,4 @@
-"""The examples: JSONL files, one row a line; read without any GPU library."""
+"""The examples: JSONL files, one row a line, or Parquet files; read without any GPU library."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.spec.display import find_nearest, show_key, show_value
+from lora_jobs.spec.parquet import BrokenParquetError, can_read_parquet, iterate_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,21 +28,33 @@ KEYS_OF_FORMAT = {
 
 
 def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file, empty lines left out. Raises SpecError with file and line number."""
+    """The rows of a JSONL file, empty lines left out, or of a Parquet file. SpecError with file and line number."""
+    if is_parquet(path) and not can_read_parquet():
+        raise SpecError(f"{show_key(str(path))} can't be read: pyarrow is not installed", hint="pip install pyarrow")
     try:
-        for number, row in _iterate_lines(path):
+        for number, row in _iterate_numbered(path):
             if isinstance(row, str):
-                raise SpecError(f"{show_key(str(path))} line {number}: {row}")
+                raise SpecError(f"{show_key(str(path))} {_word(path)} {number}: {row}")
             yield row
+    except BrokenParquetError as error:
+        raise SpecError(f"{show_key(str(path))} is no whole Parquet file: {show_key(str(error))}") from error
     except OSError as error:
         raise SpecError(f"{show_key(str(path))} cannot be read: {error.strerror or error}") from error
+
+
+def is_parquet(path: Path) -> bool:
+    """By its name, as every reader of Parquet goes by it."""
+    return path.suffix == ".parquet"
 
 
 def find_data_problems(data: DataSpec) -> list[Problem]:
     """What is wrong with the files of `data`: missing, broken lines by number, rows without what the format needs.
 
-    Stops after about 20 problems a file.
+    Stops after about 20 problems a file. Splits of a data.dataset are looked at by `lora-jobs data` and by the job, as
+    is a Parquet file where pyarrow is not installed.
     """
+    if data.dataset is not None:
+        return []
     found = _find_file_problems("data.train", Path(data.train), data.format)
     if data.eval is not None:
         found += _find_file_problems("data.eval", Path(data.eval), data.format)
@@ -53,19 +66,31 @@ def _find_file_problems(key: str, path: Path, data_format: str) -> list[Problem]
     if not path.exists():
         return [Problem(key, f"{shown}: no such file (from {show_key(str(Path.cwd()))})")]
     if not path.is_file():
-        return [Problem(key, f"{shown} is no regular file: wanted JSONL, one row a line")]
+        return [Problem(key, f"{shown} is no regular file: wanted JSONL, one row a line, or Parquet")]
+    if is_parquet(path) and not can_read_parquet():
+        return []
     found: list[Problem] = []
     rows = 0
     try:
-        for number, row in _iterate_lines(path):
+        for number, row in _iterate_numbered(path):
             rows += 1
-            faults = [row] if isinstance(row, str) else _find_row_faults(row, data_format)
-            found.extend(Problem(key, f"{shown} line {number}: {fault}") for fault in faults)
+            faults = [row] if isinstance(row, str) else find_row_faults(row, data_format)
+            found.extend(Problem(key, f"{shown} {_word(path)} {number}: {fault}") for fault in faults)
             if len(found) >= MAX_PROBLEMS:
                 return [*found[:MAX_PROBLEMS], Problem(key, f"{shown}: stopped here, there may be more")]
+    except BrokenParquetError as error:
+        return [*found, Problem(key, f"{shown} is no whole Parquet file: {show_key(str(error))}")]
     except OSError as error:
         return [*found, Problem(key, f"{shown} cannot be read: {error.strerror or error}")]
     return found if rows else [Problem(key, f"{shown} has no rows")]
+
+
+def _word(path: Path) -> str:
+    return "row" if is_parquet(path) else "line"
+
+
+def _iterate_numbered(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    return enumerate(iterate_parquet(path), start=1) if is_parquet(path) else _iterate_lines(path)
 
 
 def _iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -95,7 +120,8 @@ def _parse_row(line: bytes) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else f"wanted an object with keys, got {show_value(row)}"
 
 
-def _find_row_faults(row: dict[str, Any], data_format: str) -> list[str]:
+def find_row_faults(row: dict[str, Any], data_format: str) -> list[str]:
+    """What a row lacks for its format, each fault in words; empty for a good row."""
     faults = []
     for key in KEYS_OF_FORMAT[data_format]:
         if key not in row:

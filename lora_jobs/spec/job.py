@@ -7,6 +7,7 @@ DeepSpeed's JSON keys. Everything about one fine-tune is in one frozen JobSpec, 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -139,8 +140,18 @@ class LoraSpec(Section):
 class DataSpec(Section):
     """The examples and how they become tokens."""
 
-    train: Text = Field(description="JSONL file; relative paths start at the directory the command is typed in")
-    eval: Text | None = Field(None, description="JSONL file of held-out examples, same format")
+    train: Text = Field(
+        description="JSONL or Parquet file; relative paths start at the directory the command is typed in; "
+        "with data.dataset the name of a split"
+    )
+    eval: Text | None = Field(None, description="the held-out examples, likewise")
+    dataset: Text | None = Field(
+        None, description="Hugging Face dataset id, or a local directory that load_dataset takes; fetched by `fetch`"
+    )
+    dataset_config: Text | None = Field(None, description="name of the dataset's configuration, where it has several")
+    dataset_revision: Annotated[str, Field(pattern=REVISION_PATTERN)] | None = Field(
+        None, description="branch, tag or commit of data.dataset"
+    )
     format: Literal["prompt_completion", "chat", "text", "svg_caption"] = Field(
         "prompt_completion",
         description="keys of a row: prompt and completion; messages; text; svg and caption",
@@ -152,6 +163,18 @@ class DataSpec(Section):
     packing: bool = Field(False, description="fill each sequence with several examples (training.trainer: trl)")
     pad_to_multiple_of: Count | None = None
     completion_only: bool = Field(True, description="the loss is on the completion (the model's turn) only")
+
+    def find_conflicts(self) -> list[Conflict]:
+        if self.dataset is not None:
+            return []
+        message = "needs data.dataset, the Hugging Face dataset that it belongs to"
+        return [
+            Conflict((key, "dataset"), message) for key in ("dataset_config", "dataset_revision") if getattr(self, key)
+        ]
+
+    def names_dataset_directory(self) -> bool:
+        """Whether data.dataset is a directory of this machine, not an id of the hub."""
+        return self.dataset is not None and Path(self.dataset).is_dir()
 
 
 class TrainingSpec(Section):

@@ -1,4 +1,4 @@
-"""Rows of the spec's JSONL files -> token ids and labels; the same for both trainers.
+"""Rows of the spec's files or splits -> token ids and labels; the same for both trainers.
 
 Tokenizing here, and not in the trainer, gives one rule for every format: what counts for the loss are the tokens that
 carry characters of a completion, nothing is cut, and what does not fit is counted.
@@ -7,14 +7,13 @@ carry characters of a completion, nothing is cut, and what does not fit is count
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from jinja2.exceptions import TemplateError
 
 from lora_jobs.errors import SpecError
-from lora_jobs.spec import iterate_rows
+from lora_jobs.training.splits import iterate_examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,15 +48,12 @@ class Examples:
 
 
 def load_examples(path: str, data: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    """Tokenize one JSONL file. Errors: SpecError for a row the chat template refuses, or when no row is left."""
+    """Tokenize one file or split. Errors: SpecError for a row the chat template refuses, or when no row is left."""
     kept: list[dict[str, list[int]]] = []
     total = too_long = empty = 0
-    for number, row in enumerate(iterate_rows(Path(path)), start=1):
+    for number, row in enumerate(iterate_examples(path, data), start=1):
         total += 1
-        try:
-            ids, labels = tokenize(render_row(row, data, tokenizer), data, tokenizer)
-        except (TemplateError, KeyError, TypeError) as error:
-            raise SpecError(f"{path}, row {number}: cannot become a {data.format} example: {error}") from error
+        ids, labels = read_example(row, number, path, data, tokenizer)
         if len(ids) > data.max_length:
             too_long += 1
         elif all(label == IGNORED for label in labels[1:]):
@@ -71,6 +67,16 @@ def load_examples(path: str, data: DataSpec, tokenizer: PreTrainedTokenizerBase)
             hint="raise data.max_length, or look at the rows",
         )
     return Examples(Dataset.from_list(kept), total, too_long, empty)
+
+
+def read_example(
+    row: Mapping[str, Any], number: int, path: str, data: DataSpec, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of one row. Errors: SpecError where the row cannot become an example of the format."""
+    try:
+        return tokenize(render_row(row, data, tokenizer), data, tokenizer)
+    except (TemplateError, KeyError, TypeError) as error:
+        raise SpecError(f"{path}, row {number}: cannot become a {data.format} example: {error}") from error
 
 
 def tokenize(rendered: Rendered, data: DataSpec, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

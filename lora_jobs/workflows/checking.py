@@ -22,6 +22,7 @@ from lora_jobs.spec import (
     load_document,
     load_environment,
 )
+from lora_jobs.workflows.fetching import find_unfetched, name_fetched_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,15 +130,18 @@ def check_spec(
     wrong = [*find_resource_problems(spec.resources, environment), *(p for p in data_problems if p not in missing)]
     if wrong:
         raise SpecError(f"the job {spec.name} can't run as it is written", problems=place(wrong))
-    blockers = place([*missing, *find_submission_problems(spec.resources, environment)])
+    unfetched = find_unfetched(spec, environment) if environment.scheduler == "slurm" else ()
+    blockers = place([*missing, *unfetched, *find_submission_problems(spec.resources, environment)])
     warnings = [f"before submitting: {problem.path}: {problem.message}" for problem in blockers]
     gpu = find_device(spec, environment)
-    return CheckReport(spec, environment, backend, gpu, size_job(spec, gpu, warnings=warnings), blockers)
+    sized = name_fetched_model(spec, environment)
+    return CheckReport(spec, environment, backend, gpu, size_job(sized, gpu, warnings=warnings), blockers)
 
 
 def anchor_paths(spec: JobSpec) -> JobSpec:
     """Data files and a local model as absolute paths: a requeue or a resume may start in another directory."""
-    data = {key: str(Path(name).absolute()) for key in ("train", "eval") if (name := getattr(spec.data, key))}
+    keys = ("dataset",) if spec.data.names_dataset_directory() else () if spec.data.dataset else ("train", "eval")
+    data = {key: str(Path(name).absolute()) for key in keys if (name := getattr(spec.data, key))}
     model = spec.model.name_or_path
     here = {"name_or_path": str(Path(model).absolute()) if Path(model).is_dir() else model}
     return spec.model_copy(

@@ -16,6 +16,7 @@ from lora_jobs.spec import ClusterEnvironment, list_environments, load_environme
 from lora_jobs.units import GIB, format_count, format_gib
 from lora_jobs.workflows.examining_packages import look_at_packages
 from lora_jobs.workflows.examining_slurm import look_at_accounts, look_at_partitions, look_at_slurm
+from lora_jobs.workflows.fetching import OFFLINE_SWITCHES, find_cache
 from lora_jobs.workflows.findings import Finding, Level
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ FREE_WARNING, FREE_WRONG = 50 * GIB, 5 * GIB
 """Free space below which a few checkpoints, or one, no longer fit beside a downloaded model."""
 
 QUOTA_WARNING = 0.9
-
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +141,22 @@ def _look_at_compilers() -> Iterator[Finding]:
 def _look_at_hub(environment: ClusterEnvironment | None) -> Iterator[Finding]:
     area = "hugging face"
     variables = {
-        **read_variables(("HF_HOME", "HF_HUB_CACHE", *OFFLINE)),
+        **read_variables(("HF_HOME", "HF_HUB_CACHE", *OFFLINE_SWITCHES)),
         **(environment.environment if environment else {}),
     }
     home = Path(variables.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    hub = Path(variables.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    hub = find_cache(variables)
     models = list_cached_models(hub)
     disk = read_disk(hub)
     shown = f"{len(models)} models" if len(models) != 1 else "1 model"
     message = f"{hub}: {shown}, {format_gib(disk.free_bytes)} free"
     level: Level = "warning" if disk.free_bytes < FREE_WARNING else "ok"
     yield Finding(area, "cache", level, message, "set HF_HOME to a roomier directory" if level == "warning" else None)
-    on = [name for name in OFFLINE if str(variables.get(name, "")).upper() in {"1", "ON", "YES", "TRUE"}]
+    on = [name for name in OFFLINE_SWITCHES if str(variables.get(name, "")).upper() in {"1", "ON", "YES", "TRUE"}]
     if on and not models:
         yield Finding(
             area, "offline", "warning", f"{', '.join(on)} set, and the cache is empty",
-            "on a login node: HF_HUB_OFFLINE=0 hf download MODEL, or give a local directory as model.name_or_path",
+            "on a login node: lora-jobs fetch SPEC, or give a local directory as model.name_or_path",
         )  # fmt: skip
     elif on:
         yield Finding(area, "offline", "ok", f"{', '.join(on)} set; cached: {', '.join(models[:5])}")

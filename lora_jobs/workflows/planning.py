@@ -140,7 +140,7 @@ def _check_data(document: Document[JobSpec]) -> list[str]:
 
 
 def _measure_file(spec: JobSpec, name: str | None) -> Rows | None:
-    if name is None or not Path(name).is_file():
+    if name is None or spec.data.dataset is not None or not Path(name).is_file():
         return None
     extra = len(spec.data.instruction or "") if spec.data.format == "svg_caption" else 0
     return measure_rows([_count_text(row) + extra for row in iterate_rows(Path(name))], spec.data.max_length)

@@ -51,7 +51,9 @@ model:
   attn_implementation: eager
   quantization: {load_in_4bit: true}
 lora: {r: 8, target_modules: [q_proj], modules_to_save: [lm_head]}
-data: {train: train.jsonl, eval: eval.jsonl, format: svg_caption, instruction: Say what this shows.}
+data:
+  {train: train, eval: test, dataset: org/drawings, dataset_config: small, dataset_revision: main, format: svg_caption,
+   instruction: Say what this shows.}
 training: {max_steps: 3}
 deepspeed: {zero_stage: 2}
 resources:
@@ -114,6 +116,7 @@ def test_every_string_of_the_spec_is_tried() -> None:
     assert {
         ("name",), ("model", "name_or_path"), ("model", "revision"), ("lora", "target_modules", 0),
         ("lora", "modules_to_save", 0), ("data", "train"), ("data", "eval"), ("data", "instruction"),
+        ("data", "dataset"), ("data", "dataset_config"), ("data", "dataset_revision"),
         ("resources", "cluster"), ("resources", "partition"), ("resources", "account"), ("resources", "qos"),
         ("resources", "reservation"), ("resources", "constraint"), ("resources", "gpu"), ("resources", "mem"),
         ("resources", "time"),

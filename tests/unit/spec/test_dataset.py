@@ -113,3 +113,24 @@ def test_files_that_are_not_there_or_no_files(tmp_path: Path) -> None:
     assert "is no regular file" in pipe.message
     with pytest.raises(SpecError, match="cannot be read: No such file"):
         list(iterate_rows(tmp_path / "none.jsonl"))
+
+
+def test_parquet_is_read_and_checked_like_jsonl(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": " "}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert list(iterate_rows(path)) == rows
+    (problem,) = find_data_problems(DataSpec(train=str(path)))
+    assert (problem.path, problem.message) == ("data.train", f"{path} row 2: completion is empty")
+
+    path.write_bytes(path.read_bytes()[:-7])
+    (problem,) = find_data_problems(DataSpec(train=str(path)))
+    assert problem.message.startswith(f"{path} is no whole Parquet file: ")
+    with pytest.raises(SpecError, match="is no whole Parquet file"):
+        list(iterate_rows(path))
+
+
+def test_the_keys_of_a_dataset_need_one() -> None:
+    with pytest.raises(ValueError, match="needs data.dataset"):
+        DataSpec(train="rows.jsonl", dataset_config="small")

@@ -88,7 +88,8 @@ deepspeed: {zero_stage: 7}
             7,
             "data.train",
             "is missing, and there is no default "
-            "(JSONL file; relative paths start at the directory the command is typed in)",
+            "(JSONL or Parquet file; relative paths start at the directory the command is typed in; "
+            "with data.dataset the name of a split)",
         ),
         (8, "data.eval", 'wanted text, got 7: put it in quotes, "7"'),
         (9, "training.max_steps", "set exactly one of num_train_epochs and max_steps (neither is set)"),
