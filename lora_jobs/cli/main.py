@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lora_jobs import __version__
-from lora_jobs.cli import show, show_page, show_plan, show_runs, show_status
+from lora_jobs.cli import show, show_check, show_page, show_plan, show_runs, show_status
 from lora_jobs.cli.screen import clean_log, error_to_json, print_json, say, show_error, show_rows, warn
 from lora_jobs.errors import ClusterError, LoraJobsError, RunError, SpecError
 
@@ -87,7 +88,8 @@ def check(
     if as_json:
         print_json(report.to_json())
     else:
-        show.show_check(report)
+        settings = (word for override in overrides or () for word in ("--set", override))
+        show_check.show_check(report, shlex.join(["lora-jobs", "check", str(spec), *settings]))
     if not report.fits:
         raise typer.Exit(EXIT_NOT_FITTING)
 
