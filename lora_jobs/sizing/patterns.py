@@ -41,7 +41,8 @@ def _compile(pattern: str, path: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         message = f"{pattern!r} is not a regular expression: {error}"
-        raise SpecError(f"{path}: {message}", problems=[Problem(path, message)]) from error
+        hint = "to name a layer as it is, escape its dots and brackets, or give its last part alone"
+        raise SpecError(f"{path}: {message}", problems=[Problem(path, message)], hint=hint) from error
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_the_default_adapts_every_projection_of_a_family_that_fuses_them() -> No
     with pytest.raises(SpecError) as caught:
         match_targets(find_shape("phi-3-mini"), ("q_proj", "o_proj"))
     assert caught.value.message == "no layer of phi-3-mini is named q_proj; did you mean qkv_proj?"
-    assert caught.value.hint == "its layers are qkv_proj, o_proj, gate_up_proj, down_proj"
+    assert caught.value.hint == "its layers are qkv_proj, o_proj, gate_up_proj, down_proj, lm_head"
 
 
 def test_patterns_of_ranks_are_those_of_peft() -> None:
