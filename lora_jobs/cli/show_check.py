@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import textwrap
 from typing import TYPE_CHECKING
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from lora_jobs.workflows.checking import CheckReport
 
 BAR_WIDTH = 28
-MOST_SHOWN = 4
+MOST_SHOWN = 2
 """Suggestions that are enough; the JSON has every one."""
+
+MOST_BARS = 8
 
 MEANT = 32
 """GB of the card that "it runs on a workstation" usually means."""
@@ -28,6 +31,8 @@ SMALLEST_SHARE = 0.005
 """Parts of the peak below this share stand together in the last bar."""
 
 BEFORE = "before submitting: "
+
+_PLACE = re.compile(r" \(from [^)]*\)$")
 
 _STYLES = {"fits": "bold green", "tight": "bold yellow", "does not fit": "bold red"}
 
@@ -44,7 +49,7 @@ def show_check(report: CheckReport, command: str) -> None:
     _show_parts(report)
     _show_exact(report)
     _show_suggestions(verdict, command)
-    _show_cards(verdict.cards, brief=not verdict.fits)
+    _show_cards(verdict.cards)
     say()
     say_wrapped(
         f"host memory per node while loading {format_gib(verdict.estimate.host_memory_bytes)}, "
@@ -55,7 +60,7 @@ def show_check(report: CheckReport, command: str) -> None:
 
 def _show_warnings(warnings: Sequence[str]) -> None:
     """What is in the way of a submission together, then every other warning."""
-    first = [warning.removeprefix(BEFORE) for warning in warnings if warning.startswith(BEFORE)]
+    first = [_PLACE.sub("", text.removeprefix(BEFORE)) for text in warnings if text.startswith(BEFORE)]
     if first:
         say_wrapped(f"warning: {BEFORE}{'; '.join(first)}", "yellow")
     for warning in warnings:
@@ -88,8 +93,10 @@ def _show_parts(report: CheckReport) -> None:
     components = report.verdict.estimate.components
     total, largest = sum(components.values()), max(components.values())
     crumbs = {name: size for name, size in components.items() if 0 < size < SMALLEST_SHARE * total}
-    shown = {name: size for name, size in components.items() if size and name not in crumbs}
-    rows = sorted(shown.items(), key=lambda item: -item[1])
+    rows = sorted(((name, size) for name, size in components.items() if size), key=lambda item: -item[1])
+    if len(rows) > MOST_BARS:
+        crumbs = crumbs | dict(rows[MOST_BARS - 1 :])
+    rows = [(name, size) for name, size in rows if name not in crumbs]
     if crumbs:
         rows.append((", ".join(crumbs) if len(crumbs) == 1 else f"{len(crumbs)} small parts", sum(crumbs.values())))
     table = build_table("", "", "", right=(1,))
@@ -116,10 +123,8 @@ def _show_suggestions(verdict: Verdict, command: str) -> None:
         say()
         say("the smallest change that fits:" if not verdict.fits else "to be sure:", "bold")
         _show_change(enough[0], f"{command} ")
-    if enough[1:]:
-        say("or:")
-        for change in enough[1:MOST_SHOWN]:
-            _show_change(change)
+    for change in enough[1:MOST_SHOWN]:
+        _show_change(change, "or ")
     if len(enough) > MOST_SHOWN:
         say(f"  and {len(enough) - MOST_SHOWN} more: --json")
     if not verdict.fits and not enough:
@@ -136,13 +141,13 @@ def _show_change(change: Suggestion, command: str = "") -> None:
     say_wrapped(f"    {format_gib(change.peak_bytes)}{mark}: {change.why}", indent="    ")
 
 
-def _show_cards(cards: Sequence[Card], *, brief: bool) -> None:
-    """The same job on cards of other sizes: where it dies and what helps; `brief` says that of the 32 GB card only."""
+def _show_cards(cards: Sequence[Card]) -> None:
+    """The same job on cards of other sizes: of the 32 GB card where it dies and what helps."""
     if not cards:
         return
     say()
     say("the same job on other cards:", "bold")
-    detailed = [card for card in cards if card.death and (not brief or COMMON[card.gpu.name] == MEANT)]
+    detailed = [card for card in cards if card.death and COMMON[card.gpu.name] == MEANT]
     for card in detailed:
         needed = f"{format_gib(card.peak_bytes)} of {format_gib(card.gpu.usable_bytes)}"
         death = card.death.words if card.death else ""

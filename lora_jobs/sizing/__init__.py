@@ -6,8 +6,9 @@ from lora_jobs.sizing.cards import Card, list_common_cards
 from lora_jobs.sizing.gpus import GPUS, Gpu, cpu_device, detected_gpu, find_gpu
 from lora_jobs.sizing.memory import Estimate, estimate_memory
 from lora_jobs.sizing.models import MODELS, ModelShape, find_shape
-from lora_jobs.sizing.parameters import count_parameters, count_trainable, match_targets
+from lora_jobs.sizing.parameters import count_parameters, count_trainable
 from lora_jobs.sizing.suggestions import Elsewhere, Suggestion, apply_settings
+from lora_jobs.sizing.targets import match_targets
 from lora_jobs.sizing.verdict import Verdict, size_job
 
 __all__ = [

@@ -102,10 +102,7 @@ def _trainable_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
             f"{describe_trainable(spec, shape)}"
         )
     if _splits_tied(spec, shape):
-        yield (
-            f"{shape.name} ties embed_tokens and lm_head; modules_to_save makes two independent copies of them and "
-            "breaks the tie: lora.ensure_weight_tying keeps one"
-        )
+        yield "embed_tokens and lm_head are tied; saving them breaks the tie: set lora.ensure_weight_tying"
 
 
 def _evaluation_warnings(spec: JobSpec, gpu: Gpu, estimate: Estimate) -> Iterator[str]:
