@@ -240,10 +240,11 @@ def _show_sent(sent: SubmitReport, *, wait: bool, as_json: bool) -> None:
         return
     from lora_jobs.cli.show_runs import show_outcome, show_progress
     from lora_jobs.workflows.following import follow_run
+    from lora_jobs.workflows.progress import load_outcome
 
     final = show_progress(follow_run(sent.run), quiet=as_json or sent.reused)
     if not as_json:
-        show_outcome(sent.run, final)
+        show_outcome(sent.run, final, load_outcome(sent.run))
     if final.state != "COMPLETED":
         raise typer.Exit(EXIT_RUN)
 
