@@ -1,4 +1,4 @@
-"""Is a checkpoint complete, and is each file what its name says? Without torch: JSON, safetensors headers, zip."""
+"""Is a checkpoint complete, and is each file what its name says? Without torch, and without unpickling anything."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import zlib
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from lora_jobs.checkpoints.pickles import check_archive
 from lora_jobs.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ _BITS = {
 }  # fmt: skip
 _RNG = re.compile(r"rng_state_(\d+)\.pth")
 _SHARD = re.compile(r"(?P<tag>[^/]+)/(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_\d+_optim_states\.pt")
-_TORCH_BIN = re.compile(r"(?:.*/)?(?:training_args|adapter_model|pytorch_model[\w.-]*)\.bin")
+_TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".ckpt"})
+# Trainer leaves a pickle of its arguments in every folder, and nothing ever loads it.
+_NEVER_LOADED = frozenset({"training_args.bin"})
 STATE = "trainer_state.json"
 
 
@@ -81,14 +84,17 @@ def _check_ranks(directory: Path, names: Collection[str], world_size: int) -> No
 
 
 def check_structure(path: Path, name: str, *, crc: bool = False) -> None:
-    """CheckpointError when a file can't be what its name says; `crc` also reads every byte of a zip archive."""
+    """CheckpointError when a file can't be what its name says; `crc` also reads every byte of a zip archive.
+
+    A torch file is good only when its pickle names nothing but what a checkpoint needs.
+    """
     suffix = PurePosixPath(name).suffix
     try:
         if suffix == ".json":
             _read_json(path, name)
         elif suffix == ".safetensors":
             _check_safetensors(path, name)
-        elif suffix in {".pt", ".pth"} or _TORCH_BIN.fullmatch(name):
+        elif suffix in _TORCH_SUFFIXES:
             _check_zip(path, name, crc=crc)
     except OSError as error:
         raise CheckpointError(f"{name} can't be read: {error.strerror}", path=path) from error
@@ -137,9 +143,20 @@ def _end_of_tensors(tensors: Sequence[dict[str, Any]]) -> int:
 def _check_zip(path: Path, name: str, *, crc: bool) -> None:
     """torch.save writes a zip archive; its directory stands at the end, so a file cut short has none."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             damaged = archive.testzip() if crc else None
+            file.seek(0)
+            start = file.read(4)
+            if damaged is None and PurePosixPath(name).name not in _NEVER_LOADED:
+                _check_pickle(archive, start, path, name)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{name} is not a whole torch file: {error}", path=path) from error
     if damaged is not None:
         raise CheckpointError(f"{name} is damaged inside: {damaged} fails its checksum", path=path)
+
+
+def _check_pickle(archive: zipfile.ZipFile, start: bytes, path: Path, name: str) -> None:
+    try:
+        check_archive(archive, start)
+    except (ValueError, IndexError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{name} is not safe to load: {error}", path=path) from error

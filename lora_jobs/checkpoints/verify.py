@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints.manifest import READERS, Manifest, hash_file, list_files, load_manifest
+from lora_jobs.checkpoints.commit import READERS
+from lora_jobs.checkpoints.manifest import Manifest, hash_file, list_files, load_manifest
 from lora_jobs.checkpoints.structure import check_completeness, check_name, check_structure
 from lora_jobs.errors import CheckpointError
 

@@ -15,6 +15,7 @@ from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import hold_run
 from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics
 from lora_jobs.runs.policy import (
+    EXIT_DISK_FULL,
     EXIT_NO_CHECKPOINT,
     EXIT_SAVED,
     SLURM_STATES,
@@ -29,6 +30,7 @@ from lora_jobs.runs.submissions import Backend, Submission, append_submission, l
 
 __all__ = [
     "COMPLETED",
+    "EXIT_DISK_FULL",
     "EXIT_NO_CHECKPOINT",
     "EXIT_SAVED",
     "FAILED",

@@ -19,6 +19,9 @@ EXIT_SAVED = 85
 EXIT_NO_CHECKPOINT = 86
 """Checkpoints exist and none of them is good: training from the start would silently lose them."""
 
+EXIT_DISK_FULL = 87
+"""There is no room for a checkpoint: the run stopped after two saves in a row could not be made."""
+
 Decision = Literal["done", "requeue", "stop"]
 
 
