@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING
 
 from lora_jobs.checkpoints.manifest import MANIFEST
-from lora_jobs.checkpoints.rotate import discard_partial
+from lora_jobs.checkpoints.verify import find_step, verify_checkpoint
 from lora_jobs.errors import CheckpointError, RunError
 from lora_jobs.runs.durable import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+ADAPTER = "adapter"
 
 
 def set_aside(directory: Path, reason: str) -> Path:
@@ -50,3 +53,28 @@ def discard_unfinished(directory: Path) -> None:
     """Delete what a failed save has left, to give its room back. One with a manifest stays."""
     if directory.is_dir() and not directory.is_symlink() and not os.path.lexists(directory / MANIFEST):
         discard_partial(directory)
+
+
+def discard_partial(directory: Path) -> None:
+    """Clear what is left of an earlier save of this step (or of the adapter), before a new one into the same folder.
+
+    One that verifies is not cleared: CheckpointError, since training can continue from it.
+    """
+    if not os.path.lexists(directory):
+        return
+    if directory.is_symlink() or not directory.is_dir():
+        raise CheckpointError(f"{directory} is in the way of a checkpoint: not a directory", path=directory)
+    if verify_checkpoint(directory).good:
+        raise CheckpointError(f"{directory} is a good checkpoint already; it is not overwritten", path=directory)
+    remove(directory)
+
+
+def remove(path: Path) -> None:
+    """The manifest first: a removal that is cut short leaves an unfinished folder, not a damaged checkpoint."""
+    if find_step(path) is None and path.name != ADAPTER:
+        raise CheckpointError(f"{path} is neither a checkpoint's folder nor an adapter's", path=path)
+    try:
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be removed: {error.strerror}", path=path) from error

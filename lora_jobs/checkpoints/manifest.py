@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
+PINNED = "PINNED"
+"""A file of this name in a checkpoint keeps it: rotation leaves the folder alone. It is no part of what is verified."""
 KIND = "lora-jobs checkpoint"
 SCHEMA = 2
 KNOWN_SCHEMAS = (1, 2)
@@ -131,7 +133,7 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
     with os.scandir(directory) as entries:
         for entry in entries:
             name = prefix + entry.name
-            if entry.name.startswith(".") or name == MANIFEST:
+            if entry.name.startswith(".") or name in {MANIFEST, PINNED}:
                 continue
             if entry.is_symlink():
                 raise CheckpointError(f"{name} is a symbolic link", path=directory)
@@ -213,7 +215,13 @@ def _require(values: Mapping[str, Any], key: str, kind: type) -> Any:
 
 def _parse_name(name: str) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or path.as_posix() != name or name in {".", MANIFEST} or "\0" in name:
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or path.as_posix() != name
+        or name in {".", MANIFEST, PINNED}
+        or "\0" in name
+    ):
         raise ValueError(f"{name!r} is not a path inside the checkpoint")
     return name
 

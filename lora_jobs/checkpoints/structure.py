@@ -44,11 +44,16 @@ def check_completeness(directory: Path, names: Collection[str], *, step: int, wo
     check_name(directory, names, step=step)
     if STATE not in names:
         raise CheckpointError(f"{STATE} is missing", path=directory)
-    found = _read_json(directory / STATE, STATE)
-    seen = found.get("global_step") if isinstance(found, dict) else None
+    seen = load_trainer_state(directory).get("global_step")
     if seen != step:
         raise CheckpointError(f"{STATE} is of step {seen}, the checkpoint of step {step}", path=directory)
     _check_ranks(directory, names, world_size)
+
+
+def load_trainer_state(directory: Path) -> dict[str, Any]:
+    """trainer_state.json; empty where it holds no object. CheckpointError when it is not JSON."""
+    found = _read_json(directory / STATE, STATE)
+    return found if isinstance(found, dict) else {}
 
 
 def check_name(directory: Path, names: Collection[str], *, step: int) -> None:
@@ -60,6 +65,13 @@ def check_name(directory: Path, names: Collection[str], *, step: int) -> None:
 def is_resumable(directory: Path, names: Collection[str]) -> bool:
     """Is this meant to be trained on from, rather than a finished adapter?"""
     return directory.name.startswith("checkpoint-") or STATE in names
+
+
+def find_world_size(names: Collection[str]) -> int:
+    """How many ranks wrote this, by the numbers in the names of their files; at least 1."""
+    states = [int(match[1]) for name in names if (match := _RNG.fullmatch(name))]
+    shards = [int(match["rank"]) for name in names if (match := _SHARD.fullmatch(name))]
+    return max([0, *states, *shards]) + 1
 
 
 def _check_ranks(directory: Path, names: Collection[str], world_size: int) -> None:

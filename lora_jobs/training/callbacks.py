@@ -200,7 +200,10 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         best = state.best_global_step
         try:
             protect = {self.directory / f"checkpoint-{best}"} if best else set()
-            rotate_checkpoints(self.directory, keep=2, protect=protect)
+            committed = self.directory / f"checkpoint-{state.global_step}"
+            for aside in rotate_checkpoints(self.directory, keep=2, protect=protect, committed=committed).set_aside:
+                recorder.note("set_aside", step=state.global_step, path=aside.name)
+                recorder.say(f"damaged, moved to {aside.name}; the reason is in {aside.name}.json")
         except (OSError, LoraJobsError) as error:
             recorder.note("rotation_failed", step=state.global_step, reason=str(error)[:300])
             recorder.say(f"older checkpoints stay for now: {error}")
