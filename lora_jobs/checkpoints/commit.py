@@ -10,7 +10,6 @@ import math
 import os
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints.manifest import MANIFEST, FileEntry, Manifest, hash_file, list_files, render_manifest
@@ -51,6 +50,8 @@ def flush_part(directory: Path, *, rank: int, world_size: int) -> dict[str, File
     """
     if rank > 0 and not directory.exists():
         return {}
+    from concurrent.futures import ThreadPoolExecutor  # and logging with it: only where it is worth it
+
     names = [name for name in list_files(directory) if find_writer(name, world_size) == rank]
     try:
         for name in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickletools
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +78,8 @@ def check_archive(archive: zipfile.ZipFile, start: bytes) -> None:
 
 def list_globals(data: bytes) -> Iterator[str]:
     """Every "module name" that a pickle would import. ValueError where one can't be told without running it."""
+    import pickletools  # slow to load: only where it is worth it
+
     memo: dict[int, str | None] = {}
     recent: list[str | None] = []
     for opcode, argument, _ in pickletools.genops(data):

@@ -44,7 +44,7 @@ class SaveFailure:
         return f"rank {self.rank}: {self.reason}"
 
     def as_error(self, what: str) -> RunError:
-        """The error that every rank raises: exit code 87 for a full disk, else 5."""
+        """The error that every rank raises: exit code 89 for a full disk, else 5."""
         if self.no_space:
             hint = "free some space (du -sh on the run's checkpoints), or raise the quota; then lora-jobs resume"
             return DiskFullError(f"{what}: no room: {self}", hint=hint)
