@@ -29,6 +29,7 @@ from lora_jobs.spec import (
     find_data_problems,
     find_resource_problems,
     find_submission_problems,
+    find_unused_resources,
     load_document,
     load_environment,
     replace_values,
@@ -150,6 +151,7 @@ def check_spec(
         raise SpecError(f"the job {spec.name} can't run as it is written", problems=place(wrong))
     blockers = place([*missing, *find_submission_problems(spec.resources, environment)])
     warnings = [f"before submitting: {problem.path}: {problem.message}" for problem in blockers]
+    warnings += find_unused_resources(spec.resources, environment)
     gpu = find_device(spec, environment)
     cards = list_common_cards(gpu) if compare and not gpu.is_cpu else ()
     verdict = size_job(spec, gpu, warnings=warnings, elsewhere=list_elsewhere(spec, environment), cards=cards)
