@@ -132,5 +132,5 @@ def test_parquet_is_read_and_checked_like_jsonl(tmp_path: Path) -> None:
 
 
 def test_the_keys_of_a_dataset_need_one() -> None:
-    with pytest.raises(ValueError, match="needs data.dataset"):
+    with pytest.raises(ValueError, match=r"needs data\.dataset"):
         DataSpec(train="rows.jsonl", dataset_config="small")
