@@ -66,9 +66,14 @@ def verify_foreign(directory: Path, *, level: int = 3) -> CheckpointVerdict:
     return _judge(directory, level, _verify_unverified)
 
 
+def best_level() -> int:
+    """The highest level that can be checked here: 3 with torch, else 2."""
+    return 3 if all(importlib.util.find_spec(name) for name in ("torch", "safetensors")) else 2
+
+
 def require_torch() -> None:
     """RunError where level 3 can't be checked."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("safetensors") is None:
+    if best_level() < 3:
         raise RunError(
             "level 3 compares tensors, and torch is not installed here",
             hint="use --level 2, or the job's environment: pip install 'lora-jobs[train]'",
