@@ -85,7 +85,7 @@ def choose_start(run: Run, *, world_size: int) -> Start:
     What was committed and is damaged is moved aside. Errors: NoGoodCheckpointError when all that were committed are
     damaged; RunError for another number of processes, or for a directory that others can write.
     """
-    require_own(run.directory, run.checkpoints)
+    require_own(run.directory.resolve(), run.checkpoints)
     choice = choose_checkpoint(run.checkpoints, level=best_level())
     lines = [f"{verdict.path.name}: {'good' if verdict.good else verdict.reason}" for verdict in choice.verdicts]
     if choice.chosen is None:

@@ -108,7 +108,7 @@ def plan_resume(
 
 def refuse_foreign(run: Run) -> None:
     """Resuming unpickles what is in the directory: it has to be the user's own."""
-    require_own(run.directory, run.checkpoints)
+    require_own(run.directory.resolve(), run.checkpoints)
 
 
 def refuse_active(run: Run, status: RunStatus) -> None:

@@ -12,7 +12,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_runs import RankServer, create_tiny_run, read_logs
 
-from lora_jobs.checkpoints import MANIFEST, commit_checkpoint, verify_checkpoint, verify_foreign
+from lora_jobs.checkpoints import (
+    MANIFEST,
+    adopt_checkpoint,
+    choose_checkpoint,
+    commit_checkpoint,
+    verify_checkpoint,
+    verify_foreign,
+)
+from lora_jobs.workflows.verifying import verify_path_or_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,6 +158,23 @@ def test_a_contradiction_is_found_though_every_hash_holds(name: str, trained: di
     assert reason in verdict.reason
     (directory / MANIFEST).unlink()
     assert reason in verify_foreign(directory).reason
+
+
+def test_a_checkpoint_of_another_tool_is_taken_on_the_users_word_only(trained: dict[str, Path], tmp_path: Path) -> None:
+    directory = copy(trained["plain"], tmp_path)
+    (directory / MANIFEST).unlink()
+    (verdict,) = verify_path_or_run(str(tmp_path))
+    assert not verdict.good
+    assert verdict.reason.startswith("no MANIFEST.json: the save was not finished; ")
+    assert verdict.reason.endswith(
+        "structure and meaning hold, nobody knows the bytes; resume --accept-unverified takes it"
+    )
+    assert choose_checkpoint(tmp_path).chosen is None
+    assert choose_checkpoint(tmp_path, accept_unverified=True).chosen == directory
+    assert not (directory / MANIFEST).exists()
+    manifest = adopt_checkpoint(directory)
+    assert (manifest.step, manifest.world_size, manifest.metadata) == (4, 1, {"accepted_unverified": True})
+    assert choose_checkpoint(tmp_path, level=3).chosen == directory
 
 
 def test_every_large_tensor_of_a_shard_is_looked_at(trained: dict[str, Path], tmp_path: Path) -> None:
