@@ -34,9 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stopped(
-    server: RankServer, tiny: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Stopped]:
+def stopped(server: RankServer, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Stopped]:
     """Stopped runs by kind, each made once."""
     root = tmp_path_factory.mktemp("stopped")
     made: dict[str, Stopped] = {}

@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
 ADAPTER = "adapter_model.safetensors"
@@ -191,6 +191,7 @@ def take_older(scene: Scene, pattern: str) -> None:
 ZERO = ("zero2",)
 PLAIN = ("plain",)
 
+NOTHING = Damage("nothing is damaged", lambda _: None)
 DAMAGES: tuple[Damage, ...] = (
     Damage("trainer_state.json is missing", lambda s: remove(s.newest / STATE)),
     Damage("trainer_state.json is cut in half", lambda s: cut(s.newest / STATE)),
@@ -236,9 +237,7 @@ DAMAGES: tuple[Damage, ...] = (
     Damage("the manifest is cut in half", lambda s: cut(s.newest / MANIFEST), ours_only=True),
     Damage("the manifest says another step", lambda s: edit_json(s.newest / MANIFEST, step=6), ours_only=True),
     Damage("the manifest of another folder", lambda s: shutil.copy(s.older / MANIFEST, s.newest), ours_only=True),
-    Damage(
-        "the manifest of another run", lambda s: shutil.copy(s.foreign / MANIFEST, s.newest), ours_only=True
-    ),
+    Damage("the manifest of another run", lambda s: shutil.copy(s.foreign / MANIFEST, s.newest), ours_only=True),
     Damage("a file that nobody committed", lambda s: (s.newest / "extra.pt").touch(), ours_only=True),
 )
 

@@ -38,7 +38,9 @@ def fault(event: str, step: int, number: str = "SIGKILL", nth: int = 1) -> dict[
     return {"event": event, "step": step, "signal": number, "nth": nth}
 
 
-def start_ours(server: RankServer, run: Run, ranks: int, faults: dict[int, Sequence[dict[str, Any]]] | None = None) -> Job:
+def start_ours(
+    server: RankServer, run: Run, ranks: int, faults: dict[int, Sequence[dict[str, Any]]] | None = None
+) -> Job:
     """Start our ranks as submitit's local executor does; `faults` by rank."""
     job_id = f"test{next(server.numbers)}"
     pids = []
@@ -103,7 +105,9 @@ class Outcome:
     detail: str = ""
 
 
-def resume_stock(server: RankServer, job: StockJob, ranks: int, *, reference: str, marker: Path | None = None) -> Outcome:
+def resume_stock(
+    server: RankServer, job: StockJob, ranks: int, *, reference: str, marker: Path | None = None
+) -> Outcome:
     """Resume a stock training from its directory and say what it did."""
     root = Path(job.directory)
     (root / "resumed_from").unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Forks ranks as tests/integration/rank_server.py does, with faults at chosen places, and stock trainings beside ours.
 
 Requests: {"start": environment, "run": directory, "faults": [...]} is one of our ranks, {"start": environment,
-"stock": fields of StockJob, "faults": [...]} one of a stock training. A fault is {"event", "step", "signal", "nth"}: the
-rank sends itself this signal at the nth call of this callback event of Trainer in this step.
+"stock": fields of StockJob, "faults": [...]} one of a stock training. A fault is {"event", "step", "signal", "nth"}:
+the rank sends itself this signal at the nth call of this callback event of Trainer in this step.
 """
 
 from __future__ import annotations

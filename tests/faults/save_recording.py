@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 Operation = list[str | int]
 RECORDING = Path(__file__).with_name("recorded_save.json")
-CALLS = "openat,creat,write,pwrite64,writev,pwritev,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync"
+CALLS = (
+    "openat,creat,write,pwrite64,writev,pwritev,sendfile,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,"
+    "fsync,fdatasync"
+)
 _LINE = re.compile(r"^(?P<pid>\d+)\s+(?P<text>.*)$")
 _CALL = re.compile(r"^(?P<name>\w+)\((?P<arguments>.*)\)\s+= (?P<result>-?\d+)(?P<rest>.*)$")
 _DESCRIPTOR = re.compile(r"^(?:\d+|AT_FDCWD)<(?P<path>[^>]*)>")
@@ -27,7 +30,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
 def parse_strace(text: str, root: Path) -> list[Operation]:
-    """The operations below `root` of `strace -f -y -s 4096 -e trace=CALLS -o FILE`, joined where they follow each other."""
+    """The operations below `root` in the output of `strace -f -y -s 4096 -e trace=CALLS`; writes in a row are joined."""
     operations: list[Operation] = []
     for call in _join_calls(text):
         match = _CALL.match(call)
@@ -65,7 +68,7 @@ def _join_calls(text: str) -> list[str]:
 def _read_call(name: str, arguments: str, result: int, root: Path) -> Operation | None:
     descriptor = _DESCRIPTOR.match(arguments)
     names = [match[1] for match in _QUOTED.finditer(arguments)]
-    if name in {"write", "pwrite64", "writev", "pwritev", "fsync", "fdatasync"}:
+    if name in {"write", "pwrite64", "writev", "pwritev", "sendfile", "fsync", "fdatasync"}:
         path = _relative(descriptor["path"] if descriptor else "", root)
         if path is None:
             return None
@@ -175,6 +178,12 @@ class Replay:
                     path.write_bytes(bytes(size))
                 case 2:
                     path.write_bytes(path.read_bytes()[: size // 2])
+
+
+def render_recording(operations: list[Operation]) -> str:
+    """One operation a line."""
+    lines = ",\n".join(json.dumps(operation) for operation in operations)
+    return f'{{"operations": [\n{lines}\n]}}\n'
 
 
 def load_recording() -> list[Operation]:

@@ -1,4 +1,4 @@
-"""What a user of transformers and PEFT writes: a Trainer, and `train(resume_from_checkpoint=get_last_checkpoint(...))`."""
+"""What a user of transformers and PEFT writes: a Trainer, train(resume_from_checkpoint=get_last_checkpoint(...))."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from damage import COMMITTED, DAMAGES, Damage, Scene, damage
+from damage import COMMITTED, DAMAGES, NOTHING, Damage, Scene, damage
 from fault_ranks import Outcome, Stopped, copy_run, copy_stock, resume_ours, resume_stock
 
 from lora_jobs.checkpoints import list_checkpoints
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 
 LONG = os.environ.get("LORA_JOBS_FAULTS") == "long"
-CASES = [(case, kind, committed) for rows, committed in ((DAMAGES, False), (COMMITTED, True)) for case in rows for kind in case.kinds]
+CASES = [
+    (case, kind, committed)
+    for rows, committed in ((DAMAGES, False), (COMMITTED, True))
+    for case in rows
+    for kind in case.kinds
+]
 # Trained in the short form: one of each way that stock goes wrong.
 TRAINED = {
     ("one bit flipped in an optimizer shard", "zero2"),
@@ -83,7 +88,11 @@ def test_stock_and_ours_side_by_side(
         marker = tmp_path / "executed_by_stock"
         job = copy_stock(found.stock, tmp_path / "stock")
         directory = tmp_path / "stock"
-        damage(case, Scene(directory / "checkpoint-4", directory / "checkpoint-2", find_foreign(found), marker), committed=False)
+        damage(
+            case,
+            Scene(directory / "checkpoint-4", directory / "checkpoint-2", find_foreign(found), marker),
+            committed=False,
+        )
         stock = resume_stock(server, job, found.ranks, reference=found.stock_reference, marker=marker)
     record(
         "damage", case.name, kind=kind, stock=stock.verdict, stock_detail=stock.detail, ours=ours.verdict,
@@ -97,7 +106,22 @@ def find_foreign(found: Stopped) -> Path:
     return found.other.checkpoints / "checkpoint-4"
 
 
-@pytest.mark.parametrize("kind", ["plain", "zero2"])
+@pytest.mark.parametrize("kind", ["plain", "zero2"] if LONG else ["zero2"])
+def test_without_damage_both_resume_exactly(
+    kind: str, stopped: Callable[[str], Stopped], server: RankServer, tmp_path: Path, record: Callable[..., None]
+) -> None:
+    """The control: what the other rows find wrong is the damage's doing."""
+    found = stopped(kind)
+    run = copy_run(found.run, tmp_path / "run")
+    ours = resume_ours(server, run, found.ranks, older="checkpoint-2", reference=found.reference)
+    job = copy_stock(found.stock, tmp_path / "stock")
+    stock = resume_stock(server, job, found.ranks, reference=found.stock_reference)
+    record("control", NOTHING.name, kind=kind, stock=stock.verdict, ours=ours.verdict)
+    assert (ours.verdict, ours.detail) == ("accepted, same result", "resumed from checkpoint-4")
+    assert (stock.verdict, stock.detail) == ("accepted, same result", "resumed from checkpoint-4")
+
+
+@pytest.mark.parametrize("kind", ["plain", "zero2"] if LONG else ["zero2"])
 def test_when_every_checkpoint_is_damaged_nothing_is_trained(
     kind: str, stopped: Callable[[str], Stopped], server: RankServer, tmp_path: Path, record: Callable[..., None]
 ) -> None:

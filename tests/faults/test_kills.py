@@ -31,7 +31,9 @@ NAMES = list(KINDS)
 
 
 @pytest.fixture(scope="module")
-def whole(server: RankServer, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[str, float]]:
+def whole(
+    server: RankServer, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[str, float]]:
     """Hash and duration in seconds of an uninterrupted run of each kind."""
     root = tmp_path_factory.mktemp("whole")
     made: dict[str, tuple[str, float]] = {}

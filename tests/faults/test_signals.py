@@ -77,7 +77,7 @@ CASES = (
     Signalled("SIGUSR2 to both ranks", {rank: [fault("on_step_begin", 3, USR2)] for rank in (0, 1)}),
     Signalled("SIGTERM to rank 0 only", {0: [fault("on_step_begin", 3, TERM)]}),
     Signalled("SIGUSR2 to rank 1 only", {1: [fault("on_step_end", 3, USR2)]}),
-    Signalled("the ranks are told one step apart", {0: [fault("on_step_begin", 3, TERM)], 1: [fault("on_step_end", 4, TERM)]}),
+    Signalled("at both ends of a step", {0: [fault("on_step_begin", 3, TERM)], 1: [fault("on_step_end", 4, TERM)]}),
     Signalled("twice, SIGTERM and SIGUSR2", {0: [fault("on_step_begin", 3, TERM), fault("on_save", 4, USR2)]}),
     Signalled("during an evaluation", {1: [fault("on_prediction_step", 4, TERM, 2)]}, training=EVALUATED, short=True),
     Signalled("at the end of an evaluation", {0: [fault("on_evaluate", 4, TERM)]}, training=EVALUATED),

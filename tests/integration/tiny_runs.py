@@ -86,7 +86,7 @@ class RankServer:
 
 @contextmanager
 def serve_ranks(script: Path, directory: Path) -> Iterator[RankServer]:
-    """A server of forked ranks (`script` is rank_server.py or speaks like it); its log and its builds in `directory`."""
+    """A server of forked ranks (`script` is rank_server.py or speaks like it); its log and builds in `directory`."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))},
         "OMP_NUM_THREADS": "1",
