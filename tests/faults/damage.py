@@ -45,14 +45,14 @@ class Scene:
 class Damage:
     """`kinds`: which trainings have the file at all. `zero2`: DeepSpeed ZeRO-2 with two ranks; `plain`: one process.
 
-    `committed`: the manifest then agrees with the files, as if the save itself had been wrong.
+    `expected`: what our resume may do.
     """
 
     name: str
     apply: Callable[[Scene], None]
     kinds: tuple[str, ...] = ("plain", "zero2")
     ours_only: bool = False
-    committed: bool = False
+    expected: tuple[str, ...] = ("fell back",)
 
 
 def remove(path: Path) -> None:
@@ -149,8 +149,8 @@ def hide_global(path: Path) -> None:
     torch.save({**state, "extra": shutil.copyfile}, path)
 
 
-def replace_by_link(path: Path) -> None:
-    target = path.parents[2] / f"moved-{path.name}"
+def replace_by_link(path: Path, outside: Path) -> None:
+    target = outside / f"{path.parents[1].name}-{path.name}"
     path.rename(target)
     path.symlink_to(target)
 
@@ -228,8 +228,12 @@ DAMAGES: tuple[Damage, ...] = (
     Damage("NaN in the moments (optimizer.pt)", lambda s: poison_state(s.newest / "optimizer.pt", True), PLAIN),
     Damage("adapter_config.json has another lora_alpha", lambda s: edit_json(s.newest / CONFIG, lora_alpha=64)),
     Damage("global_step is edited", lambda s: edit_json(s.newest / STATE, global_step=6)),
-    Damage("a file is a link out of the run", lambda s: replace_by_link(s.newest / ADAPTER)),
-    Damage("the folder is a link out of the run", lambda s: replace_by_link(s.newest)),
+    Damage("a file is a link out of the run", lambda s: replace_by_link(s.newest / ADAPTER, s.marker.parent)),
+    Damage(
+        "the folder is a link out of the run",
+        lambda s: replace_by_link(s.newest, s.marker.parent),
+        expected=("fell back", "refused"),
+    ),
     Damage("code hidden in an optimizer shard", lambda s: hide_bomb(s.find("shard0"), s.marker), ZERO),
     Damage("code hidden in optimizer.pt", lambda s: hide_bomb(s.newest / "optimizer.pt", s.marker), PLAIN),
     Damage("a class nobody needs in an optimizer shard", lambda s: hide_global(s.find("shard0")), ZERO),
@@ -243,13 +247,10 @@ DAMAGES: tuple[Damage, ...] = (
 
 # The same, but committed so: what a hash over wrong bytes cannot tell, and only their meaning can.
 COMMITTED: tuple[Damage, ...] = (
-    Damage("committed: one bit flipped in an optimizer shard", lambda s: flip_bit(s.find("shard1")), ZERO),
     Damage("committed: rank 1's optimizer shard is missing", lambda s: remove(s.find("shard1")), ZERO),
     Damage("committed: rank 1's optimizer shard is all zeros", lambda s: zero(s.find("shard1")), ZERO),
-    Damage("committed: the ranks' shards are swapped", lambda s: swap(s.find("shard0"), s.find("shard1")), ZERO),
     Damage("committed: an optimizer shard of an older step", lambda s: take_older(s, "shard1"), ZERO),
     Damage("committed: the adapter is another run's", lambda s: take_foreign(s, ADAPTER), ZERO),
-    Damage("committed: the adapter's keys are renamed", lambda s: edit_adapter(s.newest / ADAPTER, rename_keys)),
     Damage("committed: NaN in the adapter", lambda s: edit_adapter(s.newest / ADAPTER, poison)),
     Damage("committed: NaN in the fp32 master weights", lambda s: poison_state(s.find("shard0"), False), ZERO),
     Damage("committed: NaN in the moments (shard)", lambda s: poison_state(s.find("shard0"), True), ZERO),
@@ -257,13 +258,9 @@ COMMITTED: tuple[Damage, ...] = (
         "committed: NaN in the moments (optimizer.pt)", lambda s: poison_state(s.newest / "optimizer.pt", True), PLAIN
     ),
     Damage("committed: global_step is edited", lambda s: edit_json(s.newest / STATE, global_step=6)),
-    Damage("committed: another lora_alpha", lambda s: edit_json(s.newest / CONFIG, lora_alpha=64)),
     Damage("committed: code hidden in an optimizer shard", lambda s: hide_bomb(s.find("shard0"), s.marker), ZERO),
     Damage("committed: code hidden in optimizer.pt", lambda s: hide_bomb(s.newest / "optimizer.pt", s.marker), PLAIN),
     Damage("committed: a class nobody needs", lambda s: hide_global(s.find("shard0")), ZERO),
-    Damage("committed: optimizer.pt is missing", lambda s: remove(s.newest / "optimizer.pt"), PLAIN),
-    Damage("committed: rng_state.pth is missing", lambda s: remove(s.newest / "rng_state.pth"), PLAIN),
-    Damage("committed: scheduler.pt is missing", lambda s: remove(s.newest / "scheduler.pt"), PLAIN),
 )
 
 

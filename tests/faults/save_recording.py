@@ -30,7 +30,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
 def parse_strace(text: str, root: Path) -> list[Operation]:
-    """The operations below `root` in the output of `strace -f -y -s 4096 -e trace=CALLS`; writes in a row are joined."""
+    """The operations below `root` in the output of `strace -f -y -s 4096 -e trace=CALLS`, adjoining writes joined."""
     operations: list[Operation] = []
     for call in _join_calls(text):
         match = _CALL.match(call)
