@@ -19,6 +19,7 @@ from lora_jobs.spec import (
     find_data_problems,
     find_resource_problems,
     find_submission_problems,
+    find_unused_resources,
     load_document,
     load_environment,
 )
@@ -131,6 +132,7 @@ def check_spec(
         raise SpecError(f"the job {spec.name} can't run as it is written", problems=place(wrong))
     blockers = place([*missing, *find_submission_problems(spec.resources, environment)])
     warnings = [f"before submitting: {problem.path}: {problem.message}" for problem in blockers]
+    warnings += find_unused_resources(spec.resources, environment)
     gpu = find_device(spec, environment)
     return CheckReport(spec, environment, backend, gpu, size_job(spec, gpu, warnings=warnings), blockers)
 
