@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -78,14 +79,15 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Validate a spec, estimate memory per GPU, say what would make it fit."""
-    from lora_jobs.cli.show import show_check
+    from lora_jobs.cli.show_check import show_check
     from lora_jobs.workflows.checking import check_job
 
     report = check_job(spec, overrides or (), exact=exact)
     if as_json:
         print_json(report.to_json())
     else:
-        show_check(report)
+        settings = (word for override in overrides or () for word in ("--set", override))
+        show_check(report, shlex.join(["lora-jobs", "check", str(spec), *settings]))
     if not report.fits:
         raise typer.Exit(EXIT_NOT_FITTING)
 
