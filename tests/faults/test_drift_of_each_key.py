@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 
+LONG = os.environ.get("LORA_JOBS_FAULTS") == "long"
 FREE, ASK, REFUSE = "goes on", "asks", "refused"
 CASES: tuple[tuple[str, Any, str], ...] = (
     ("resources.time", "02:00:00", FREE),
@@ -77,6 +79,7 @@ STOCK: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+@pytest.mark.skipif(not LONG, reason="part of the long form: make faults")
 @pytest.mark.parametrize("kind", list(KINDS)[:2])
 @pytest.mark.parametrize(("key", "change"), STOCK, ids=[case[0] for case in STOCK])
 def test_what_stock_does_when_a_key_drifts(

@@ -89,7 +89,6 @@ CASES = (
         "with data loader workers, to every process",
         outside=to_whole_sessions,
         training={**LONGER, "dataloader_num_workers": 2},
-        short=True,
     ),
 )  # fmt: skip
 
