@@ -2,6 +2,7 @@
 # make test  - every test, the real Slurm among them (root), in a virtual environment of its own
 # make check - format, lint, types, layers, unit tests
 # make bench - measurements, side by side; make bench-queue - status and why before a long queue, on a real Slurm (root)
+# make faults - every fault against stock resume and ours, under an hour; docs/faults.md shows the table (root, for Slurm)
 # make bench-memory - the memory estimate against a trace of the real training code
 
 VENV   ?= .venv
@@ -13,7 +14,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-memory bench-queue capture install slurm-packages golden clean
+.PHONY: help demo test check format bench bench-memory bench-queue faults capture install slurm-packages golden clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -82,6 +83,12 @@ capture: $(VENV)/.dev slurm-packages
 
 bench-memory: $(VENV)/.dev
 	$(BIN)/python benchmarks/memory.py
+
+# strace records what a save does to the disk; without it the committed recording is replayed.
+faults: $(VENV)/.dev slurm-packages
+	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends strace >/dev/null; } || true
+	$(BIN)/python benchmarks/faults.py
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

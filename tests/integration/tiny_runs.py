@@ -6,7 +6,10 @@ import hashlib
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,6 @@ from lora_jobs.spec import JobSpec, parse_spec, render_spec
 
 if TYPE_CHECKING:
     import signal
-    import subprocess
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
@@ -80,6 +82,45 @@ class RankServer:
             }
             pids.append(self.ask({"start": environment, "run": str(run.directory)})["pid"])
         return Job(self, pids)
+
+
+@contextmanager
+def serve_ranks(script: Path, directory: Path) -> Iterator[RankServer]:
+    """A server of forked ranks (`script` is rank_server.py or speaks like it); its log and builds in `directory`."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))},
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": "cpu",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TORCH_EXTENSIONS_DIR": str(directory / "extensions"),
+    }
+    path = directory / "server.log"
+    with path.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline(), path.read_text()
+        try:
+            yield RankServer(process)
+        finally:
+            process.stdin.close()
+            process.wait(timeout=30)
+            process.stdout.close()
+
+
+def make_tiny_files(root: Path) -> Path:
+    """`root` with models/tiny_gemma2 and data/tiny, made by the demo's own command."""
+    command = [sys.executable, "-m", "lora_jobs.training.demo", "tiny", "--models", "models", "--data", "data"]
+    subprocess.run(command, cwd=root, check=True, timeout=120, capture_output=True)
+    return root
 
 
 def build_spec(tiny: Path, **sections: dict[str, Any] | None) -> JobSpec:

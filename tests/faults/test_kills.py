@@ -1,0 +1,108 @@
+"""kill -9 at random moments, of one rank or of all: the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fault_ranks import KINDS, SAVE_STEPS, start_ours, wait_or_end
+from interruptions import Interrupted, finish, interrupt
+from tiny_runs import Job, RankServer, create_tiny_run, hash_adapter, read_logs
+
+from lora_jobs.checkpoints import verify_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lora_jobs.runs import Run
+
+pytestmark = pytest.mark.train
+
+KILLS_PER_RUN = 4
+LONG = os.environ.get("LORA_JOBS_FAULTS") == "long"
+KILLS = int(os.environ.get("LORA_JOBS_FAULTS_KILLS", "300")) if LONG else 6
+PART, PARTS = (int(word) for word in os.environ.get("LORA_JOBS_FAULTS_PART", "0/1").split("/"))
+NAMES = list(KINDS)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    server: RankServer, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[str, float]]:
+    """Hash and duration in seconds of an uninterrupted run of each kind."""
+    root = tmp_path_factory.mktemp("whole")
+    made: dict[str, tuple[str, float]] = {}
+
+    def get(kind: str) -> tuple[str, float]:
+        if kind not in made:
+            sections, ranks = KINDS[kind]
+            run = create_tiny_run(root, f"{kind}-1", tiny, **sections)
+            began = time.monotonic()
+            codes, _ = wait_or_end(start_ours(server, run, ranks))
+            assert codes == [0] * ranks, read_logs(run)
+            made[kind] = (hash_adapter(run), time.monotonic() - began)
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("number", range(PART, -(-KILLS // KILLS_PER_RUN), PARTS))
+def test_kill_9_at_random_moments_changes_nothing(
+    number: int,
+    server: RankServer,
+    tiny: Path,
+    tmp_path: Path,
+    whole: Callable[[str], tuple[str, float]],
+    record: Callable[..., None],
+) -> None:
+    """Each run is killed up to four times in a row, then left to end."""
+    chance = random.Random(number)  # noqa: S311 - repeatable
+    kind = NAMES[number % len(NAMES)]
+    reference, seconds = whole(kind)
+    sections, ranks = KINDS[kind]
+    run = create_tiny_run(tmp_path, f"{kind}-1", tiny, **sections)
+    told: dict[str, Any] = {"kills": 0, "one_rank": 0, "hung": 0, "worst_lost_steps": 0}
+
+    for _ in range(min(KILLS_PER_RUN, KILLS - number * KILLS_PER_RUN)):
+        victims = [chance.randrange(ranks)] if chance.random() < 0.5 else None
+        moment = chance.uniform(0.05, seconds)
+        ended = interrupt_after(server, run, ranks, moment, victims)
+        if ended is None:
+            break
+        told["kills"] += 1
+        told["one_rank"] += victims is not None and ranks > 1
+        told["hung"] += ended.hung
+        told["worst_lost_steps"] = max(told["worst_lost_steps"], ended.lost_steps)
+    whole_already = run.adapter.exists() and verify_checkpoint(run.adapter).good
+    same = (hash_adapter(run) if whole_already else finish(server, run, ranks)) == reference
+
+    record("kill", f"{kind} {number}", kind=kind, ours="same result" if same else "other result", **told)
+    assert same
+    assert told["hung"] == 0
+    assert told["worst_lost_steps"] <= SAVE_STEPS
+
+
+def interrupt_after(
+    server: RankServer, run: Run, ranks: int, seconds: float, victims: list[int] | None
+) -> Interrupted | None:
+    """Kill after so many seconds; None where the run was faster than that."""
+    killed: list[int] = []
+
+    def kill(job: Job) -> None:
+        time.sleep(seconds)
+        for rank in range(ranks) if victims is None else victims:
+            pid = job.pids[rank]
+            code = server.ask({"poll": pid})["code"]
+            if code is not None:
+                job.codes[pid] = code
+                continue
+            job.kill(signal.SIGKILL, ranks=[rank])
+            killed.append(rank)
+
+    ended = interrupt(server, run, ranks, meanwhile=kill)
+    return ended if killed else None
