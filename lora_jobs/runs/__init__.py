@@ -26,6 +26,20 @@ from lora_jobs.runs.policy import (
 )
 from lora_jobs.runs.store import Run, create_run, discard_run, find_run, find_runs_root, list_runs, next_run_id
 from lora_jobs.runs.submissions import Backend, Submission, append_submission, load_submissions
+from lora_jobs.runs.sweeps import (
+    Sweep,
+    Task,
+    create_sweep,
+    derive_submission,
+    discard_sweep,
+    find_own_sweep,
+    find_sweep,
+    group_by_sweep,
+    load_sweep,
+    load_sweep_submissions,
+    next_sweep_name,
+    record_array,
+)
 
 __all__ = [
     "COMPLETED",
@@ -41,18 +55,26 @@ __all__ = [
     "JobState",
     "Run",
     "Submission",
+    "Sweep",
+    "Task",
     "append_line",
     "append_metrics",
     "append_submission",
     "begin_attempt",
     "create_run",
+    "create_sweep",
     "decide_after",
+    "derive_submission",
     "discard_run",
+    "discard_sweep",
     "end_attempt",
     "explain_state",
     "find_attempt",
+    "find_own_sweep",
     "find_run",
     "find_runs_root",
+    "find_sweep",
+    "group_by_sweep",
     "hold_run",
     "is_ended",
     "latest_metrics",
@@ -61,6 +83,10 @@ __all__ = [
     "load_lines",
     "load_metrics",
     "load_submissions",
+    "load_sweep",
+    "load_sweep_submissions",
     "next_run_id",
+    "next_sweep_name",
+    "record_array",
     "write_atomic",
 ]

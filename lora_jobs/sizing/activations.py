@@ -244,8 +244,8 @@ def mask_bytes(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision,
 
 
 def rope_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
-    """Cosines and sines, s x head_dim each; Gemma 3 has two sets."""
-    return 2 * precision.attention * batch.sequence * shape.head_dim * shape.traits.rope_types
+    """Cosines and sines, s x rotary_dim each; Gemma 3 has two sets."""
+    return 2 * precision.attention * batch.sequence * shape.rotary_dim * shape.traits.rope_types
 
 
 def input_needs_gradient(spec: JobSpec, shape: ModelShape) -> bool:
