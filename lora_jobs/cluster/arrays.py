@@ -16,6 +16,8 @@ from lora_jobs.errors import ClusterError, SubmissionError
 from lora_jobs.runs import Submission
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lora_jobs.runs import Sweep
 
 SEQUENCE = "lora_jobs.cluster.sequence"
@@ -39,7 +41,7 @@ def refuse_long_array(tasks: int, limit: int) -> None:
     """SubmissionError when an array of so many tasks is more than the cluster takes."""
     if tasks > limit:
         raise SubmissionError(
-            f"the sweep has {tasks} tasks, an array of this cluster at most {limit} (MaxArraySize)",
+            f"the sweep has {tasks:,} tasks, an array may have {limit:,} here (MaxArraySize of slurm.conf)",
             hint="take values out of the sweep, or submit it in parts",
         )
 
@@ -54,12 +56,12 @@ def submit_array(sweep: Sweep) -> Submission:
     return Submission(job_id, "slurm", time.time(), socket.gethostname(), cluster=cluster)
 
 
-def submit_sequence(sweep: Sweep) -> Submission:
-    """Start a process that runs the sweep's tasks on this machine, `throttle` (or one) at a time.
+def submit_sequence(sweep: Sweep, *, only: Sequence[str] = ()) -> Submission:
+    """Start a process that runs the sweep's tasks (or `only` these) on this machine, `throttle` or one at a time.
 
     It lives on when this program ends; the job id is its pid. Errors: CommandError.
     """
-    argv = [sys.executable, "-P", "-m", SEQUENCE, str(sweep.directory)]
+    argv = [sys.executable, "-P", "-m", SEQUENCE, str(sweep.directory), *only]
     log = sweep.directory / "sweep.out"
     pid = start_detached(argv, env=os.environ, log=log)
     return Submission(str(pid), "local", time.time(), socket.gethostname(), pid_created_at=find_created_at(pid))

@@ -1,4 +1,4 @@
-"""`python -m lora_jobs.cluster.sequence SWEEP`: runs a sweep's tasks on this machine, a few at a time, in their order.
+"""`python -m lora_jobs.cluster.sequence SWEEP [RUN...]`: runs a sweep's tasks on this machine, in order.
 
 SIGTERM (`lora-jobs cancel SWEEP`) means that no further task is started; those that run are told by `cancel` itself.
 """
@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_jobs.cluster.local import is_running
 from lora_jobs.cluster.submission import submit_local
 from lora_jobs.errors import LoraJobsError
 from lora_jobs.rendering import build_plan
@@ -69,8 +70,8 @@ def run_tasks(runs: Sequence[Run], *, at_once: int) -> None:
     while running or (waiting and not stopped):
         while waiting and not stopped and len(running) < at_once:
             run = waiting.popleft()
-            # Whoever resumed a task by hand meanwhile has started it.
-            if not load_submissions(run) and (pid := start_task(run)) is not None:
+            # Somebody may have resumed it by hand meanwhile.
+            if not is_running(run) and (pid := start_task(run)) is not None:
                 running[pid] = run
         if running:
             pid, _ = os.waitpid(-1, 0)
@@ -80,9 +81,10 @@ def run_tasks(runs: Sequence[Run], *, at_once: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the tasks of the sweep in this directory."""
-    sweep = load_sweep(Path(arguments[0]))
-    run_tasks(sweep.runs, at_once=sweep.throttle or 1)
+    """Run the tasks of the sweep in this directory that are named, or that were never submitted."""
+    sweep, named = load_sweep(Path(arguments[0])), arguments[1:]
+    runs = [run for run in sweep.runs if (run.id in named if named else not load_submissions(run))]
+    run_tasks(runs, at_once=sweep.throttle or 1)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,16 @@ from lora_jobs.runs.policy import (
     explain_state,
     is_ended,
 )
-from lora_jobs.runs.store import Run, create_run, discard_run, find_run, find_runs_root, list_runs, next_run_id
+from lora_jobs.runs.store import (
+    SWEEP_FILE,
+    Run,
+    create_run,
+    discard_run,
+    find_run,
+    find_runs_root,
+    list_runs,
+    next_run_id,
+)
 from lora_jobs.runs.submissions import Backend, Submission, append_submission, load_submissions
 from lora_jobs.runs.sweeps import (
     Sweep,
@@ -49,6 +58,7 @@ __all__ = [
     "RUNNING",
     "SAVED",
     "SLURM_STATES",
+    "SWEEP_FILE",
     "Attempt",
     "Backend",
     "Decision",
