@@ -26,16 +26,24 @@ WORDS = {
 
 def show_comparison(found: Comparison) -> None:
     """A row per run, best first: values, loss, memory, speed, cost; then the losses on one scale."""
-    say(f"{len(found.runs)} runs by {WORDS[found.by]}, best first", "bold")
-    heads = ("RUN", "TRIED", "STATE", "STEP", "EVAL LOSS", "LOSS", "GiB", "TOK/S", "GPU-H")
+    of = f"{found.sweep}: " if found.sweep else ""
+    say(f"{of}{len(found.runs)} runs by {WORDS[found.by]}, best first", "bold")
+    heads = ("TASK" if found.sweep else "RUN", "TRIED", "STATE", "STEP", "EVAL LOSS", "LOSS", "GiB", "TOK/S", "GPU-H")
     table = build_table(*heads, right=heads[3:])
     for run in found.runs:
         style = "" if run.state == "COMPLETED" else "yellow"
-        add_row(
-            table, run.run, show_variant(run.values), run.state, run.step, _four(_find_loss(run, found.by)),
-            _four(run.loss), format_memory(run), _round(run.tokens_per_second, 0), _round(run.gpu_hours, 2),
-            style=style,
-        )  # fmt: skip
+        cells = (
+            name_run(run, found),
+            show_variant(run.values, short=True),
+            run.state,
+            run.step,
+            _four(_find_loss(run, found.by)),
+            _four(run.loss),
+            format_memory(run),
+            _round(run.tokens_per_second, 0),
+            _round(run.gpu_hours, 2),
+        )
+        add_row(table, *cells, style=style)
     build_console().print(table)
     _show_scale(found)
     for note in found.notes:
@@ -58,8 +66,13 @@ def _show_scale(found: Comparison) -> None:
     for run in found.runs:
         number = found.find_number(run)
         if number is not None:
-            add_row(table, f"  {run.run}", draw_place(number, low, high), _show(number, found.by))
+            add_row(table, f"  {name_run(run, found)}", draw_place(number, low, high), _show(number, found.by))
     build_console().print(table)
+
+
+def name_run(run: ComparedRun, found: Comparison) -> str:
+    """The run's id; within one sweep the number of its task."""
+    return run.run.removeprefix(f"{found.sweep}-") if found.sweep else run.run
 
 
 def draw_place(number: float, low: float, high: float, width: int = SCALE_WIDTH) -> str:

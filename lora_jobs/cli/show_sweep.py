@@ -69,7 +69,7 @@ def show_progress(sweep: Sweep, reports: Iterable[StatusReport], *, quiet: bool 
     """Follow a sweep to its end: a bar per running task on a terminal, a line per change elsewhere."""
     console = build_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    values = {task.run: show_variant(task.values) for task in sweep.tasks}
+    values = {task.run: show_variant(task.values, short=True) for task in sweep.tasks}
     bars: dict[str, TaskID] = {}
     before: dict[str, str] = {}
     final: StatusReport | None = None
@@ -116,7 +116,7 @@ def show_page(sweep: Sweep, report: StatusReport) -> None:
     """Counts by state, then a row per task: its values, its job, its state and what matters in it."""
     row = fold_tasks(sweep.directory, report.runs)
     say(f"{sweep.name}{f' job {row.job_id}' if row.job_id else ''}: {row.explanation}", "bold")
-    values = {task.run: show_variant(task.values) for task in sweep.tasks}
+    values = {task.run: show_variant(task.values, short=True) for task in sweep.tasks}
     table = build_table("RUN", "TRIED", "JOB", "STATE", "")
     for status in report.runs:
         style = "" if status.active or status.state == "COMPLETED" else "yellow"

@@ -57,12 +57,16 @@ def expand_sweep(spec: JobSpec) -> tuple[Variant, ...]:
         else:
             variants.append(Variant(values, changed))
     if problems:
-        count = f"{len(problems)} of {count_variants(spec)} combinations"
+        total = count_variants(spec)
+        count = f"{total - len(variants)} of {total} combinations"
         more = [Problem("", f"and {len(problems) - 20} more")] if len(problems) > 20 else []
         raise SpecError(f"{spec.name}: the sweep can't run, {count} are wrong", problems=[*problems[:20], *more])
     return tuple(variants)
 
 
-def show_variant(values: Mapping[str, Any]) -> str:
-    """The values in one line: lora.r=8 training.learning_rate=0.0001."""
-    return " ".join(f"{key}={value if isinstance(value, str) else show_value(value)}" for key, value in values.items())
+def show_variant(values: Mapping[str, Any], *, short: bool = False) -> str:
+    """The values in one line: lora.r=8 training.learning_rate=0.0001; `short` leaves the sections out."""
+    return " ".join(
+        f"{key.rpartition('.')[2] if short else key}={value if isinstance(value, str) else show_value(value)}"
+        for key, value in values.items()
+    )

@@ -84,6 +84,8 @@ class Comparison:
     keys: tuple[str, ...]
     runs: tuple[ComparedRun, ...]
     notes: tuple[str, ...] = ()
+    sweep: str | None = None
+    """The sweep that all runs are tasks of."""
 
     def find_number(self, run: ComparedRun) -> float | None:
         """What the run is ranked by."""
@@ -93,6 +95,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         return {
             "by": self.by,
+            "sweep": self.sweep,
             "keys": list(self.keys),
             "runs": [{"rank": rank, **run.to_json()} for rank, run in enumerate(self.runs, 1)],
             "notes": list(self.notes),
@@ -120,9 +123,13 @@ def compare_runs(names: Sequence[str], *, by: str | None = None) -> Comparison:
         by = "eval_loss" if any(run.best_eval_loss is not None for run in found) else "loss"
         if by == "loss":
             notes.append("no run has a held-out loss yet (data.eval): ranked by the training loss")
-    return Comparison(
-        by, tuple(dict.fromkeys(key for run in runs for key in values[run])), _rank(found, by), tuple(notes)
-    )
+    keys = tuple(dict.fromkeys(key for run in runs for key in values[run]))
+    return Comparison(by, keys, _rank(found, by), tuple(notes), _name_sweep(runs))
+
+
+def _name_sweep(runs: Sequence[Run]) -> str | None:
+    sweep = find_own_sweep(runs[0]) if len({run.directory.parent for run in runs}) == 1 else None
+    return sweep.name if sweep else None
 
 
 def list_named_runs(name: str, root: Path) -> list[Run]:
