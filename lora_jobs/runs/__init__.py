@@ -9,20 +9,35 @@ from lora_jobs.runs.attempts import (
     begin_attempt,
     end_attempt,
     find_attempt,
+    find_bad_nodes,
     load_attempts,
+)
+from lora_jobs.runs.causes import (
+    CAUSES,
+    EXIT_DISK_FULL,
+    EXIT_HANG,
+    EXIT_NO_CHECKPOINT,
+    EXIT_NO_PROGRESS,
+    EXIT_SAVED,
+    Cause,
+    Diagnosis,
+    Policy,
+    classify_end,
+    find_cause,
+    read_tail,
 )
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import hold_run
 from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics
 from lora_jobs.runs.policy import (
-    EXIT_NO_CHECKPOINT,
-    EXIT_SAVED,
+    NO_PROGRESS,
     SLURM_STATES,
     Decision,
     JobState,
     decide_after,
     explain_state,
     is_ended,
+    is_stalled,
 )
 from lora_jobs.runs.store import (
     SWEEP_FILE,
@@ -34,7 +49,13 @@ from lora_jobs.runs.store import (
     list_runs,
     next_run_id,
 )
-from lora_jobs.runs.submissions import Backend, Submission, append_submission, load_submissions
+from lora_jobs.runs.submissions import (
+    Backend,
+    Submission,
+    append_submission,
+    list_recent_attempts,
+    load_submissions,
+)
 from lora_jobs.runs.sweeps import (
     Sweep,
     Task,
@@ -51,18 +72,26 @@ from lora_jobs.runs.sweeps import (
 )
 
 __all__ = [
+    "CAUSES",
     "COMPLETED",
+    "EXIT_DISK_FULL",
+    "EXIT_HANG",
     "EXIT_NO_CHECKPOINT",
+    "EXIT_NO_PROGRESS",
     "EXIT_SAVED",
     "FAILED",
+    "NO_PROGRESS",
     "RUNNING",
     "SAVED",
     "SLURM_STATES",
     "SWEEP_FILE",
     "Attempt",
     "Backend",
+    "Cause",
     "Decision",
+    "Diagnosis",
     "JobState",
+    "Policy",
     "Run",
     "Submission",
     "Sweep",
@@ -71,6 +100,7 @@ __all__ = [
     "append_metrics",
     "append_submission",
     "begin_attempt",
+    "classify_end",
     "create_run",
     "create_sweep",
     "decide_after",
@@ -80,6 +110,8 @@ __all__ = [
     "end_attempt",
     "explain_state",
     "find_attempt",
+    "find_bad_nodes",
+    "find_cause",
     "find_own_sweep",
     "find_run",
     "find_runs_root",
@@ -87,7 +119,9 @@ __all__ = [
     "group_by_sweep",
     "hold_run",
     "is_ended",
+    "is_stalled",
     "latest_metrics",
+    "list_recent_attempts",
     "list_runs",
     "load_attempts",
     "load_lines",
@@ -97,6 +131,7 @@ __all__ = [
     "load_sweep_submissions",
     "next_run_id",
     "next_sweep_name",
+    "read_tail",
     "record_array",
     "write_atomic",
 ]

@@ -20,8 +20,6 @@ class Family:
     """One qkv_proj for queries, keys and values, and one gate_up_proj for gate and up."""
     layer_dropouts: bool = False
     """Two dropout modules in every layer, behind attention and MLP."""
-    plain_layers_every: int = 0
-    """Every n-th layer has no rotary embedding; 0: all have."""
     attention_soft_cap: bool = False
     final_soft_cap: bool = False
     default_attention: str = "sdpa"
@@ -49,7 +47,7 @@ FAMILIES: dict[str, Family] = {
         Family("qwen2", norms_per_layer=2, qkv_bias=True),
         Family("qwen3", norms_per_layer=2, qk_norm=True),
         Family("phi3", norms_per_layer=2, fused_projections=True, layer_dropouts=True),
-        Family("smollm3", norms_per_layer=2, plain_layers_every=4),
+        Family("smollm3", norms_per_layer=2),
         Family("mistral", norms_per_layer=2),
     )
 }

@@ -202,6 +202,10 @@ MODELS: tuple[ModelShape, ...] = tuple(
 _BY_NAME = {known.lower(): shape for shape in MODELS for known in (shape.name, *shape.hub_ids)}
 
 
+class UnknownModelError(SpecError):
+    """A model that this table and these families do not hold; a trace of its own code can still size it."""
+
+
 def find_shape(name_or_path: str) -> ModelShape:
     """The shape of a model: a directory with a config.json, as from_pretrained takes it first; else a row of MODELS."""
     from lora_jobs.sizing.model_config import load_shape

@@ -10,7 +10,7 @@ import pytest
 
 from lora_jobs.sizing import MODELS, ModelShape, count_parameters, count_trainable, find_shape
 from lora_jobs.sizing.modules import list_modules
-from lora_jobs.sizing.parameters import match_targets
+from lora_jobs.sizing.targets import match_targets
 from lora_jobs.spec.job import LoraSpec
 
 if TYPE_CHECKING:
