@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.cluster.client import QUERY_SECONDS
 from lora_jobs.cluster.commands import find_command, run_command, start_detached
-from lora_jobs.cluster.inventory import parse_config
+from lora_jobs.cluster.parsers import parse_config
 from lora_jobs.cluster.submission import call_sbatch, find_created_at, refuse_without_slurm
 from lora_jobs.errors import ClusterError, SubmissionError
 from lora_jobs.runs import Submission

@@ -61,6 +61,8 @@ def stop_launcher(submission: Submission) -> bool:
     """Ask the process that a submission started to start nothing more (SIGTERM); False where it has ended."""
     if not is_launcher_alive(submission):
         return False
+    import psutil
+
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(submission.job_id)).terminate()
     return True
