@@ -8,8 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from lora_jobs.cluster.client import QUERY_SECONDS
-from lora_jobs.cluster.commands import find_command, run_command, start_detached
+from lora_jobs.cluster.commands import find_command, find_query_seconds, run_command, start_detached
 from lora_jobs.cluster.parsers import parse_config
 from lora_jobs.cluster.submission import call_sbatch, find_created_at, refuse_without_slurm
 from lora_jobs.errors import ClusterError, SubmissionError
@@ -30,7 +29,7 @@ def find_array_limit() -> int:
     if find_command("scontrol") is None:
         return DEFAULT_TASKS
     try:
-        answer = run_command(["scontrol", "show", "config"], timeout=QUERY_SECONDS)
+        answer = run_command(["scontrol", "show", "config"], timeout=find_query_seconds())
     except ClusterError:
         return DEFAULT_TASKS
     limit = parse_config(answer.stdout).get("MaxArraySize", "")
