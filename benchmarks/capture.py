@@ -74,7 +74,7 @@ def train(desk: Path, environment: dict[str, str]) -> str:
     subprocess.run(argv, cwd=desk, env=environment, check=True, stdout=subprocess.DEVNULL)
     words = ["submit", str(ROOT / "jobs" / "tiny_gemma2.yaml"), "--cluster", "slurm", "--json"]
     for setting in ("resources.cluster=./tiny_cluster.yaml", f"resources.account={ACCOUNT}",
-                    "resources.gpus_per_node=1", "training.max_steps=20000",
+                    "resources.gpus_per_node=1", "training.max_steps=2000",
                     "training.save_steps=50", "training.logging_steps=5"):  # fmt: skip
         words += ["--set", setting]
     argv = [sys.executable, "-m", "lora_jobs", *words]

@@ -236,6 +236,9 @@ def resume(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="verify and explain; start nothing")] = False,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="start over from the base model")] = False,
     allow_drift: Annotated[list[str] | None, typer.Option("--allow-drift", metavar="KEY")] = None,
+    accept_unverified: Annotated[
+        bool, typer.Option("--accept-unverified", help="also take a checkpoint without a manifest")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="stay until the run ends, and show its progress")] = False,
     force: Force = False,
     as_json: AsJson = False,
@@ -247,7 +250,13 @@ def resume(
     from lora_jobs.cli.show import show_resume
     from lora_jobs.workflows.resuming import plan_resume, resume_run
 
-    plan = plan_resume(job, overrides or (), allow_drift=allow_drift or (), from_scratch=from_scratch)
+    plan = plan_resume(
+        job,
+        overrides or (),
+        allow_drift=allow_drift or (),
+        from_scratch=from_scratch,
+        accept_unverified=accept_unverified,
+    )
     if not as_json:
         show_resume(plan)
     if plan.finished or dry_run:
@@ -281,12 +290,12 @@ def _show_sent(sent: SubmitReport, *, wait: bool, as_json: bool) -> None:
 @app.command()
 def verify(
     target: Annotated[str | None, typer.Argument(metavar="PATH|JOB")] = None,
-    level: Annotated[int, typer.Option("--level", min=0, max=2, help="0 sizes, 1 structure, 2 hashes")] = 2,
+    level: Annotated[int, typer.Option("--level", min=0, max=3, help="0 sizes, 1 structure, 2 hashes, 3 meaning")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Give a verdict per checkpoint, with the reason."""
     from lora_jobs.cli.show import show_verdicts
-    from lora_jobs.workflows.resuming import verify_path_or_run
+    from lora_jobs.workflows.verifying import verify_path_or_run
 
     verdicts = verify_path_or_run(target, level=level)
     if as_json:

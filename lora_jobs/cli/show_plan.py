@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
+from textwrap import fill
 from typing import TYPE_CHECKING
 
-from lora_jobs.cli.screen import add_row, build_console, build_table, say
+from lora_jobs.cli.screen import add_row, build_console, build_table, find_width, say
 from lora_jobs.units import format_gib
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _show_basis(plan: JobPlan) -> None:
         say(f"{first.name}: {first.duration.steps} steps: {parts}", "dim")
     for basis in dict.fromkeys(row.duration.basis for row in known if row.duration):
         names = [row.name for row in known if row.duration and row.duration.basis == basis]
-        say(f"speed: {basis} ({shorten_names(names)})", "dim")
+        words = f"speed: {basis} ({shorten_names(names)})"
+        say(fill(words, find_width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False), "dim")
     if any(row.jobs > 1 for row in known):
         say("several jobs: a run longer than its time limit goes on by itself; the waits in between come on top", "dim")
 

@@ -389,11 +389,11 @@ def test_without_accounting_the_queue_and_the_records_answer(desk: Desk):
             "past jobs not readable: Slurm's accounting database can't be reached"
         ]
         assert page.status.rank == 1
+        answer = explain_job(job_id)
+        assert (answer.reason, answer.rank, answer.notes) == ("Resources", 1, ())
         append_submission(run, Submission("4000000", "slurm", time.time(), "here"))
         report = find_status()
         assert (report.runs[0].state, len(report.notes)) == ("UNKNOWN", 1)
-        answer = explain_job(job_id)
-        assert (answer.reason, answer.rank, answer.notes) == ("Resources", 1, ())
         levels, starts = look_further(desk.scratch)
         assert levels["accounting"] == ("warning", "accounting_storage/none: Slurm forgets ended jobs")
         assert "account" not in levels
