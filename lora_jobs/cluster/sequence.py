@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from lora_jobs.cluster.local import is_running
 from lora_jobs.cluster.submission import submit_local
 from lora_jobs.errors import LoraJobsError
 from lora_jobs.rendering import build_plan
-from lora_jobs.runs import Run, append_submission, load_submissions, load_sweep
+from lora_jobs.runs import Run, append_submission, hold_run, load_attempts, load_submissions, load_sweep
 from lora_jobs.spec import load_environment, load_spec
 
 if TYPE_CHECKING:
@@ -46,10 +47,14 @@ def plan_task(run: Run) -> Plan:
 
 
 def start_task(run: Run) -> int | None:
-    """Start one task and record it; its pid, or None where it could not be started, which its log then says."""
+    """Start one task and record it; its pid, or None where it could not be started, which the sweep's log says."""
     try:
-        submission = submit_local(plan_task(run), run)
-        append_submission(run, submission)
+        with hold_run(run):
+            if is_running(run):  # somebody resumed it by hand meanwhile
+                return None
+            before = max((attempt.number for attempt in load_attempts(run)), default=0)
+            submission = replace(submit_local(plan_task(run), run), after_attempt=before)
+            append_submission(run, submission)
     except LoraJobsError as error:
         print(f"{run.id} was not started: {error.message}", flush=True)
         return None
@@ -70,8 +75,7 @@ def run_tasks(runs: Sequence[Run], *, at_once: int) -> None:
     while running or (waiting and not stopped):
         while waiting and not stopped and len(running) < at_once:
             run = waiting.popleft()
-            # Somebody may have resumed it by hand meanwhile.
-            if not is_running(run) and (pid := start_task(run)) is not None:
+            if (pid := start_task(run)) is not None:
                 running[pid] = run
         if running:
             pid, _ = os.waitpid(-1, 0)
