@@ -121,7 +121,7 @@ def _kill_session(process: subprocess.Popen[str]) -> None:
 def start_detached(argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> int:
     """Start a program that neither Ctrl-C, nor a closed terminal, nor our end stops; returns its pid.
 
-    It gets a session of its own, no blocked signals, no input, and `log` for its output. Errors: CommandError.
+    It gets a session of its own, no input, and `log` for its output. Errors: CommandError.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions = [
@@ -133,6 +133,6 @@ def start_detached(argv: Sequence[str], *, env: Mapping[str, str], log: Path) ->
     if program is None:
         raise CommandError(f"{argv[0]} is not there or can't be run", command=argv)
     try:
-        return os.posix_spawn(program, list(argv), dict(env), file_actions=actions, setsid=True, setsigmask=())
+        return os.posix_spawn(program, list(argv), dict(env), file_actions=actions, setsid=True)
     except OSError as error:
         raise CommandError(f"{argv[0]} can't be started: {error.strerror}", command=argv) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ from lora_jobs.workflows.submitting import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+    from types import FrameType
 
     from lora_jobs.runs import Submission
 
@@ -260,12 +262,26 @@ def _list_files(plan: ArrayPlan) -> dict[str, dict[str, str | bytes]]:
 
 @contextlib.contextmanager
 def _hold_interrupts() -> Iterator[None]:
-    """Ctrl-C waits until the block is done: between sbatch and the record of its answer it would lose the job's id."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Ctrl-C waits until the block is done: between sbatch and the record of its answer it would lose the job's id.
+
+    By a handler, not by a blocked signal, which another thread of the process would take.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _record(sweep: Sweep, submission: Submission) -> None:

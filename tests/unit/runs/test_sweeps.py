@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
 import stat
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +14,7 @@ from lora_jobs.runs import (
     Submission,
     Sweep,
     Task,
+    append_submission,
     create_run,
     create_sweep,
     derive_submission,
@@ -80,12 +80,12 @@ def test_without_a_name_the_newest_sweep_is_meant_until_a_task_of_it_is_resumed(
     sweep = make_sweep(tmp_path)
     record_array(sweep, ARRAY)
     assert find_sweep(None, tmp_path) == sweep
-    with sweep.runs[1].submissions_path.open("a") as file:
-        file.write(json.dumps({"job_id": "9", "backend": "slurm", "submitted_at": 9.0, "host": "h"}) + "\n")
+    append_submission(sweep.runs[1], Submission("9", "slurm", 9.0, "h"))
+    os.utime(sweep.runs[1].submissions_path, (2e9, 2e9))
     assert list_runs(tmp_path)[0] == sweep.runs[1]
     assert find_sweep(None, tmp_path) is None
-    time.sleep(0.01)
-    create_run(tmp_path, "b-1", {"spec.yaml": "name: b\n"})
+    single = create_run(tmp_path, "b-1", {"spec.yaml": "name: b\n"})
+    os.utime(single.spec_path, (3e9, 3e9))
     assert find_sweep(None, tmp_path) is None
 
 
