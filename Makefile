@@ -3,6 +3,7 @@
 # make check - format, lint, types, layers, unit tests
 # make bench - measurements, side by side; make bench-queue - status and why before a long queue, on a real Slurm (root)
 # make faults - every fault against stock resume and ours, under an hour; docs/faults.md shows the table (root, for Slurm)
+# make bench-sweep - a sweep of 1,000 runs beside the raw sbatch call, on a real Slurm (root)
 # make bench-memory - the memory estimate against a trace of the real training code
 
 VENV   ?= .venv
@@ -14,7 +15,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-memory bench-queue faults capture install slurm-packages golden clean
+.PHONY: help demo test check format bench bench-memory bench-queue bench-sweep faults capture install slurm-packages golden clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -76,6 +77,10 @@ bench: $(VENV)/.dev
 # A real Slurm with ten thousand pending jobs (root).
 bench-queue: $(VENV)/.dev slurm-packages
 	$(BIN)/python benchmarks/queue_view.py
+
+# A sweep of 1,000 runs on a real Slurm (root).
+bench-sweep: $(VENV)/.dev slurm-packages
+	$(BIN)/python benchmarks/sweep.py
 
 # The README's screens of status, why and plan, from a real Slurm (root).
 capture: $(VENV)/.dev slurm-packages

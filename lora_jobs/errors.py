@@ -44,14 +44,23 @@ class SpecError(LoraJobsError):
 
 
 class DoesNotFitError(LoraJobsError):
-    """The job needs more memory than its GPU has."""
+    """The job needs more memory than its GPU has; of a sweep, `problems` names the runs that do."""
 
     exit_code = 3
 
-    def __init__(self, message: str, *, estimate: Any = None, gpu: Any = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        estimate: Any = None,
+        gpu: Any = None,
+        problems: Sequence[Problem] = (),
+        hint: str | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.estimate = estimate
         self.gpu = gpu
+        self.problems = tuple(problems)
 
 
 class ClusterError(LoraJobsError):

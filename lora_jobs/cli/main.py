@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lora_jobs import __version__
-from lora_jobs.cli import commands_data
+from lora_jobs.cli import commands_data, commands_sweep
 from lora_jobs.cli.screen import clean_log, error_to_json, print_json, say, show_error, show_rows, warn
 from lora_jobs.errors import ClusterError, LoraJobsError, RunError, SpecError
 
@@ -142,22 +142,43 @@ def submit(
     overrides: Overrides = None,
     cluster: Cluster = "auto",
     row: Annotated[str | None, typer.Option("--plan", metavar="ROW", help="as this row of `plan` has it")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="SECTION.KEY=V,V", help="one run per value (of several: per combination)"),
+    ] = None,
+    throttle: Annotated[
+        int | None, typer.Option("--throttle", min=1, metavar="N", help="of a sweep N tasks at once, sbatch's %N")
+    ] = None,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="of a sweep only what fits")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="stay until the run ends, and show its progress")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan that would be sent; send nothing")] = False,
     force: Force = False,
     reuse: Annotated[bool, typer.Option("--reuse", help="show a finished run of this very spec instead")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check, preflight and submit; print the job id."""
-    from lora_jobs.workflows.submitting import submit_job
+    """Check, preflight and submit; print the job id. A sweep becomes one Slurm array."""
+    from lora_jobs.workflows.sweeping import SweepReport, submit_spec
 
     settings = list(overrides or ())
     if row is not None:
         from lora_jobs.workflows.planning import find_row_overrides
 
         settings += find_row_overrides(spec, settings, row)
-    sent = submit_job(spec, settings, cluster=cluster, force=force, dry_run=dry_run, reuse=reuse)
-    _show_sent(sent, wait=wait, as_json=as_json)
+    sent = submit_spec(
+        spec,
+        settings,
+        sweep=sweep or (),
+        throttle=throttle,
+        cluster=cluster,
+        force=force,
+        skip_unfit=skip_unfit,
+        dry_run=dry_run,
+        reuse=reuse,
+    )
+    if isinstance(sent, SweepReport):
+        commands_sweep.show_sent(sent, wait=wait, as_json=as_json)
+    else:
+        _show_sent(sent, wait=wait, as_json=as_json)
 
 
 @app.command()
@@ -182,6 +203,8 @@ def status(
         look = partial(find_status, job, everything=everything, user=user, partition=partition)
         show_status.watch_status(watch_status(look))
     elif job:
+        if commands_sweep.show_page(job, as_json=as_json):
+            return
         from lora_jobs.cli.show_page import show_page
         from lora_jobs.workflows.detailing import describe_run
 
@@ -220,7 +243,10 @@ def resume(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Verify the checkpoints, choose the newest good one, explain, continue."""
+    """Verify the checkpoints, choose the newest good one, explain, continue; of a sweep every task that stopped."""
+    plain = not overrides and not allow_drift and not from_scratch and cluster == "auto"
+    if commands_sweep.resume(job, plain=plain, dry_run=dry_run, force=force, wait=wait, as_json=as_json):
+        return
     from lora_jobs.cli.show import show_resume
     from lora_jobs.workflows.resuming import plan_resume, resume_run
 
@@ -295,9 +321,11 @@ def logs(
 
 @app.command()
 def cancel(job: JobName = None) -> None:
-    """Stop a run; what is committed stays."""
+    """Stop a run, or all runs of a sweep; what is committed stays."""
     from lora_jobs.workflows.following import cancel_run
 
+    if commands_sweep.cancel(job):
+        return
     stopped = cancel_run(job)
     say(f"cancelled {stopped.run} (job {stopped.job_id}); its checkpoints stay")
     say(f"next: lora-jobs status {stopped.run} · lora-jobs resume {stopped.run}")
@@ -381,6 +409,9 @@ def init_environment(
     for remark in remarks:
         say(f"check: {remark}", "yellow")
     say(f"next: look at it, then lora-jobs check SPEC --set resources.cluster={name}")
+
+
+app.command()(commands_sweep.compare)
 
 
 def run() -> None:

@@ -44,7 +44,14 @@ def render_status(report: StatusReport, *, width: int, now: datetime) -> list[Li
 
 
 def describe_status(status: RunStatus, now: datetime) -> str:
-    """What matters about a run in its state, most important first."""
+    """What matters about a run in its state, most important first; of a sweep how many tasks are in which."""
+    if status.sweep is not None and status.sweep == status.run:
+        start = (
+            f"starts {format_when(status.expected_start, now)}"
+            if status.state == "PENDING" and status.expected_start
+            else ""
+        )
+        return ", ".join(part for part in (status.explanation, start, status.next_step or "") if part)
     if not status.active:
         return _describe_end(status)
     if status.state == "RUNNING":
@@ -84,6 +91,8 @@ def _describe_end(status: RunStatus) -> str:
 def format_job(status: RunStatus) -> str:
     """The job id, an array's tasks folded into their number."""
     text = status.job_id or "-"
+    if status.sweep is not None and status.sweep == status.run:
+        return text
     tasks = sum((status.tasks or {}).values())
     return f"{text.partition('_')[0]} x{tasks}" if tasks > 1 else text
 

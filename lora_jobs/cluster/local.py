@@ -57,6 +57,17 @@ def is_launcher_alive(submission: Submission) -> bool:
     return False
 
 
+def stop_launcher(submission: Submission) -> bool:
+    """Ask the process that a submission started to start nothing more (SIGTERM); False where it has ended."""
+    if not is_launcher_alive(submission):
+        return False
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(submission.job_id)).terminate()
+    return True
+
+
 def is_running(run: Run) -> bool:
     """True while any process of the run lives on this machine."""
     return bool(find_local_processes(run))

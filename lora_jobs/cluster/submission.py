@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shlex
 import socket
 import sys
@@ -11,7 +12,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from submitit.core.utils import JobPaths
+from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 SUBMIT_SECONDS = 120.0
 LAUNCHER = "lora_jobs.cluster.launch"
+TASK_FILE = "submitit/task.pkl"
+# As submitit has it; it requeues nothing itself, since the batch script does.
+TIMEOUT_RETRIES = 3
 
 
 class _ScriptExecutor(SlurmExecutor):
@@ -49,7 +53,7 @@ class _ScriptExecutor(SlurmExecutor):
         """As submitit's own, but through our door: a time limit, and nothing inherited from an enclosing job."""
         path = JobPaths.get_first_id_independent_folder(self.folder) / f".submission_file_{uuid.uuid4().hex}.sh"
         path.write_text(self._make_submission_file_text(command, ""), encoding="utf-8")
-        job_id, self.slurm_cluster = _call_sbatch(path)
+        job_id, self.slurm_cluster = call_sbatch(path)
         job: SlurmJob[Any] = SlurmJob(folder=self.folder, job_id=job_id, tasks=list(range(self._num_tasks())))
         job.paths.move_temporary_file(path, "submission_file")
         return job
@@ -80,11 +84,7 @@ def submit_slurm(plan: Plan, run: Run) -> Submission:
 
     Errors: SubmissionError with Slurm's words made plain; CommandError when sbatch is away.
     """
-    if find_command("sbatch") is None or find_command("srun") is None:
-        raise SubmissionError(
-            "sbatch and srun are not on PATH: this machine is not part of a Slurm cluster",
-            hint="log in to the cluster first, or use --cluster local to train on this machine",
-        )
+    refuse_without_slurm()
     resources = plan.spec.resources
     _make_folder(run.submitit)
     executor = _ScriptExecutor(run.submitit, plan.script)
@@ -101,6 +101,22 @@ def submit_slurm(plan: Plan, run: Run) -> Submission:
         pid_created_at=None,
         cluster=executor.slurm_cluster,
     )
+
+
+def render_task(run_directory: Path, time_limit: str) -> bytes:
+    """What submitit loads on the node, for the run in this directory; the batch script names it after the job."""
+    delayed = DelayedSubmission(train, str(run_directory))
+    delayed.set_timeout(-(-parse_duration(time_limit) // 60), TIMEOUT_RETRIES)
+    return pickle.dumps(delayed, pickle.HIGHEST_PROTOCOL)
+
+
+def refuse_without_slurm() -> None:
+    """SubmissionError where there is no Slurm on this machine."""
+    if find_command("sbatch") is None or find_command("srun") is None:
+        raise SubmissionError(
+            "sbatch and srun are not on PATH: this machine is not part of a Slurm cluster",
+            hint="log in to the cluster first, or use --cluster local to train on this machine",
+        )
 
 
 def submit_local(plan: Plan, run: Run) -> Submission:
@@ -129,7 +145,7 @@ def submit_local(plan: Plan, run: Run) -> Submission:
         backend="local",
         submitted_at=time.time(),
         host=socket.gethostname(),
-        pid_created_at=_find_created_at(pid),
+        pid_created_at=find_created_at(pid),
         cluster=None,
     )
 
@@ -195,8 +211,8 @@ def _discard(run: Run, before: set[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _call_sbatch(script: Path) -> tuple[str, str | None]:
-    """Job id and cluster of one sbatch call."""
+def call_sbatch(script: Path) -> tuple[str, str | None]:
+    """Job id and cluster of one sbatch call. Errors: SubmissionError, CommandError."""
     try:
         answer = run_command(["sbatch", "--parsable", str(script)], timeout=SUBMIT_SECONDS)
     except CommandError as error:
@@ -208,7 +224,7 @@ def _call_sbatch(script: Path) -> tuple[str, str | None]:
     return parse_submitted(answer.stdout)
 
 
-def _find_created_at(pid: int) -> float | None:
+def find_created_at(pid: int) -> float | None:
     """Start time of a process, which tells it from a later one with the same pid; None when it has ended."""
     try:
         return psutil.Process(pid).create_time()

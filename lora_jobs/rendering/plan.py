@@ -64,15 +64,29 @@ def build_plan(
         spec, environment, run_id=run_id, run_directory=run_directory, python=python, exclude=exclude
     )
     deepspeed = build_deepspeed_config(spec)
+    surroundings = render_surroundings(environment, backend=backend, python=python, versions=versions)
+    files = render_files(spec, script=script, estimate=estimate, surroundings=surroundings)
+    return Plan(spec, environment, backend, run_id, run_directory, python, script, deepspeed, MappingProxyType(files))
+
+
+def render_files(spec: JobSpec, *, script: str, estimate: Mapping[str, Any], surroundings: str) -> dict[str, str]:
+    """The files of one run, by name; `surroundings` is the text of environment.json."""
     files = {
         "spec.yaml": render_spec(spec),
         "script.sbatch": script,
         "estimate.json": _render_json(estimate),
-        "environment.json": _render_json(_describe_environment(environment, backend, python, versions)),
+        "environment.json": surroundings,
     }
-    if deepspeed is not None:
+    if (deepspeed := build_deepspeed_config(spec)) is not None:
         files["deepspeed.json"] = render_deepspeed(deepspeed)
-    return Plan(spec, environment, backend, run_id, run_directory, python, script, deepspeed, MappingProxyType(files))
+    return files
+
+
+def render_surroundings(
+    environment: ClusterEnvironment, *, backend: Backend, python: str, versions: Mapping[str, Any]
+) -> str:
+    """The text of environment.json: what the run is submitted with."""
+    return _render_json(_describe_environment(environment, backend, python, versions))
 
 
 def render_deepspeed(config: Mapping[str, Any]) -> str:

@@ -58,6 +58,20 @@ def render_script(
     if exclude:
         values["placement"] = [*values["placement"], ("exclude", ",".join(require_word(n, "node") for n in exclude))]
     values |= _body_values(environment, run_directory=run_directory, python=python)
+    return _templates().get_template(TEMPLATE).render(values, array=None)
+
+
+def render_array_script(
+    spec: JobSpec, environment: ClusterEnvironment, *, name: str, directory: Path, python: str, tasks: int
+) -> str:
+    """The sbatch script of a sweep: one array, whose task N runs in `directory`/`name`-N. Errors: SpecError."""
+    values = _header_values(spec, environment, run_id=name, run_directory=directory)
+    values |= _body_values(environment, run_directory=directory / name, python=python)
+    throttle = spec.resources.array_task_throttle
+    values["array"] = f"0-{tasks - 1}" + (f"%{throttle}" if throttle is not None and throttle < tasks else "")
+    folder = f"{escape_pattern(str(directory))}/{name}"
+    values["batch_log"] = quote_log_path(f"{folder}-%a/logs/slurm-%A_%a.out", "run directory")
+    values["logs"] = quote_shell(folder, "run directory")
     return _templates().get_template(TEMPLATE).render(values)
 
 

@@ -69,6 +69,20 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_filesystem(path: Path) -> None:
+    """Makes everything written to the file system of `path` durable: one call for thousands of files. Linux only."""
+    import ctypes
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)
+
+
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Adds one JSON line by one write at the end of the file, then fsync. Raises RunError.
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SPEC_FILE = "spec.yaml"
+SWEEP_FILE = "sweep.json"
 SUBMISSIONS_FILE = "submissions.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 _RUN_ID = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9._-]*)-(?P<number>[0-9]{1,9})", re.ASCII)
@@ -161,12 +162,19 @@ def list_runs(root: Path) -> list[Run]:
         except FileNotFoundError:
             return []
     for name in names:
-        made = _find_time(f"{root}/{name}/{SPEC_FILE}")
-        if made is not None:
-            match = _RUN_ID.fullmatch(name)
-            number = 0 if match is None else int(match["number"])
-            found.append((_find_time(f"{root}/{name}/{SUBMISSIONS_FILE}") or made, number, name))
-    return [Run(root / name) for *_, name in sorted(found, reverse=True)]
+        inside = _list_tasks(root, name) if _find_time(f"{root}/{name}/{SWEEP_FILE}") is not None else (name,)
+        for path in inside:
+            made = _find_time(f"{root}/{path}/{SPEC_FILE}")
+            if made is not None:
+                match = _RUN_ID.fullmatch(path.rpartition("/")[2])
+                number = 0 if match is None else int(match["number"])
+                found.append((_find_time(f"{root}/{path}/{SUBMISSIONS_FILE}") or made, number, path))
+    return [Run(root / path) for *_, path in sorted(found, reverse=True)]
+
+
+def _list_tasks(root: Path, sweep: str) -> list[str]:
+    """The paths of a sweep's runs below the root."""
+    return [f"{sweep}/{name}" for name in os.listdir(root / sweep)]  # noqa: PTH208
 
 
 def _find_time(path: str) -> int | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_jobs.runs.attempts import load_attempts
 from lora_jobs.runs.durable import append_line, load_lines
 from lora_jobs.runs.records import read_record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from lora_jobs.runs.attempts import Attempt
     from lora_jobs.runs.store import Run
 
@@ -50,7 +52,12 @@ def append_submission(run: Run, submission: Submission) -> None:
 
 def load_submissions(run: Run) -> list[Submission]:
     """All jobs of the run, oldest first. Raises RunError."""
-    found = (read_record(Submission, record, _TYPES) for record in load_lines(run.submissions_path))
+    return parse_submissions(load_lines(run.submissions_path))
+
+
+def parse_submissions(records: Iterable[Mapping[str, Any]]) -> list[Submission]:
+    """The submissions among JSON records."""
+    found = (read_record(Submission, record, _TYPES) for record in records)
     return [submission for submission in found if submission is not None]
 
 

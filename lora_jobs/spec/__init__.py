@@ -23,7 +23,6 @@ from lora_jobs.spec.job import (
 from lora_jobs.spec.limits import find_resource_problems, find_submission_problems, find_unused_resources
 from lora_jobs.spec.load import (
     Document,
-    list_variants,
     load_document,
     load_spec,
     override_spec,
@@ -33,6 +32,7 @@ from lora_jobs.spec.load import (
 )
 from lora_jobs.spec.render import render_spec
 from lora_jobs.spec.schema import build_schema
+from lora_jobs.spec.sweep import Variant, count_variants, expand_sweep, parse_sweep_option, show_variant
 
 __all__ = [
     "ClusterEnvironment",
@@ -48,7 +48,10 @@ __all__ = [
     "ResourceSpec",
     "ResumeSpec",
     "TrainingSpec",
+    "Variant",
     "build_schema",
+    "count_variants",
+    "expand_sweep",
     "find_data_problems",
     "find_resource_problems",
     "find_row_faults",
@@ -56,7 +59,6 @@ __all__ = [
     "find_unused_resources",
     "iterate_rows",
     "list_environments",
-    "list_variants",
     "load_document",
     "load_environment",
     "load_spec",
@@ -64,6 +66,8 @@ __all__ = [
     "parse_document",
     "parse_environment",
     "parse_spec",
+    "parse_sweep_option",
     "render_spec",
     "replace_values",
+    "show_variant",
 ]

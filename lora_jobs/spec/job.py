@@ -296,6 +296,9 @@ class ResourceSpec(Section):
     cpus_per_task: Count = 1
     mem: Size | None = Field(None, description="host memory per node, such as 120G")
     time: Duration = Field("01:00:00", description="[days-]hours:minutes:seconds")
+    array_task_throttle: Count | None = Field(
+        None, description="tasks of a sweep that run at once, the %N of sbatch --array; left out: all, locally one"
+    )
 
     @property
     def world_size(self) -> int:
@@ -344,10 +347,9 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _sweep_names_known_keys(self) -> JobSpec:
-        unknown = [key for key in self.sweep if not is_swept_key(key)]
-        if unknown:
-            message = "is no key that can be swept: wanted section.key, such as lora.r"
-            raise ConflictError([Conflict((f"sweep.{key}",), message) for key in unknown])
+        found = [(key, message) for key, values in self.sweep.items() if (message := find_sweep_fault(key, values))]
+        if found:
+            raise ConflictError([Conflict((f"sweep.{key}",), message) for key, message in found])
         return self
 
     def to_values(self) -> dict[str, Any]:
@@ -361,11 +363,16 @@ SWEPT_SECTIONS: dict[str, type[Section]] = {
     "data": DataSpec,
     "training": TrainingSpec,
     "deepspeed": DeepSpeedSpec,
-    "resources": ResourceSpec,
 }
 
 
-def is_swept_key(key: str) -> bool:
-    """Whether a sweep may vary this dotted key."""
+def find_sweep_fault(key: str, values: tuple[SweepValue, ...]) -> str | None:
+    """Why a sweep can't vary this dotted key over these values; None where it can."""
     section, _, field = key.partition(".")
-    return section in SWEPT_SECTIONS and field in SWEPT_SECTIONS[section].model_fields
+    if section == "resources" and field in ResourceSpec.model_fields:
+        return "can't be swept: all tasks of a Slurm array ask for the same; submit once a value with --set"
+    if section not in SWEPT_SECTIONS or field not in SWEPT_SECTIONS[section].model_fields:
+        return "is no key that can be swept: wanted section.key, such as lora.r"
+    seen = [(type(value), value) for value in values]
+    twice = next((value for number, value in enumerate(seen) if value in seen[:number]), None)
+    return None if twice is None else f"holds {twice[1]!r} twice: each value is one run"

@@ -96,14 +96,6 @@ def override_spec(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
     return build_value(JobSpec, source, overrides=overrides, minimal=_MINIMAL_SPEC).value
 
 
-def list_variants(spec: JobSpec) -> list[JobSpec]:
-    """The specs a sweep stands for, in the order of its values; the spec itself where it sweeps nothing."""
-    variants: list[dict[str, Any]] = [{}]
-    for key, choices in spec.sweep.items():
-        variants = [{**chosen, key: value} for chosen in variants for value in choices]
-    return [replace_values(spec, {**chosen, "sweep": {}}) if chosen else spec for chosen in variants]
-
-
 def build_value(
     model: type[_M], source: Source, *, overrides: Sequence[str] = (), minimal: Mapping[str, Any]
 ) -> Document[_M]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -40,4 +42,10 @@ def render_values(values: Any) -> str:
 
 def render_spec(spec: JobSpec) -> str:
     """The whole spec, defaults written out, as YAML that loads back equal."""
-    return render_values(spec.to_values())
+    return "".join(_render_section(name, json.dumps(value)) for name, value in spec.to_values().items())
+
+
+@lru_cache(maxsize=1024)
+def _render_section(name: str, value: str) -> str:
+    """One section as YAML, its value given as JSON; the tasks of a sweep share most of theirs."""
+    return render_values({name: json.loads(value)})

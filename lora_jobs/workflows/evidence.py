@@ -8,7 +8,15 @@ import socket
 from typing import TYPE_CHECKING
 
 from lora_jobs.cluster.local import is_launcher_alive
-from lora_jobs.runs import Run, Submission, load_attempts, load_submissions
+from lora_jobs.runs import (
+    Run,
+    Submission,
+    derive_submission,
+    find_own_sweep,
+    load_attempts,
+    load_submissions,
+    load_sweep_submissions,
+)
 from lora_jobs.workflows.states import Evidence
 
 if TYPE_CHECKING:
@@ -32,8 +40,18 @@ def find_unrecorded_jobs(run: Run) -> list[Submission]:
     found = []
     for path in run.submitit.glob("*_submitted.pkl"):
         backend: Backend = "slurm" if '"backend": "slurm"' in read_text(run.environment_path) else "local"
-        found.append(Submission(path.name.split("_")[0], backend, path.stat().st_mtime, socket.gethostname()))
+        found.append(
+            Submission(path.name.removesuffix("_submitted.pkl"), backend, path.stat().st_mtime, socket.gethostname())
+        )
+    if not found and (derived := derive_submission(run)) is not None:
+        found.append(derived)
     return sorted(found, key=lambda job: job.submitted_at)
+
+
+def waits_for_turn(run: Run) -> bool:
+    """True for a task of a sweep on this machine while the process lives that starts its tasks."""
+    sweep = find_own_sweep(run)
+    return sweep is not None and any(is_launcher_alive(known) for known in load_sweep_submissions(sweep))
 
 
 def read_text(path: Path) -> str:
@@ -62,7 +80,9 @@ def gather_evidence(
     last = submissions[-1] if submissions else None
     sighting = seen.jobs.get(last.job_id) if last else None
     # Ids are used again after a while: another user's job of another name is a stranger's.
-    ours = sighting is not None and (sighting.job.name == run.id or sighting.job.user in (None, "", find_user()))
+    ours = sighting is not None and (
+        sighting.job.name in (run.id, run.name) or sighting.job.user in (None, "", find_user())
+    )
     here = last is None or last.host == socket.gethostname()
     return Evidence(
         submission=last,
@@ -71,5 +91,6 @@ def gather_evidence(
         queue_answered=seen.queue_answered,
         has_processes=str(run.submitit.absolute()) in alive or (last is not None and here and is_launcher_alive(last)),
         is_here=here,
+        waits_for_turn=last is None and waits_for_turn(run),
         is_finished=finished,
     )

@@ -12,7 +12,7 @@ from lora_jobs.cluster.queue import count_gpus
 from lora_jobs.cluster.reasons import Reason, explain_reason
 from lora_jobs.cluster.reservations import ask_reservations
 from lora_jobs.errors import RunError, RunNotFoundError
-from lora_jobs.runs import explain_state, find_run, find_runs_root, is_ended, load_submissions
+from lora_jobs.runs import explain_state, find_run, find_runs_root, find_sweep, is_ended, load_submissions
 from lora_jobs.units import format_duration
 from lora_jobs.workflows.observing import observe_runs
 from lora_jobs.workflows.priorities import FactorRow, list_factors
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from lora_jobs.cluster.observation import Observation, Sighting
     from lora_jobs.cluster.parsers import SlurmJob
     from lora_jobs.cluster.queue import Place
-    from lora_jobs.runs import Run
+    from lora_jobs.runs import Run, Sweep
+    from lora_jobs.workflows.observing import RunStatus
 
 Row = tuple[str, str]
 
@@ -56,6 +57,8 @@ def explain_job(job: str | None) -> Explanation:
 
     Errors: RunNotFoundError when it is neither a run nor a job that Slurm knows; RunError when it was never submitted.
     """
+    if (sweep := find_sweep(job, find_runs_root())) is not None:
+        job = choose_task(sweep)
     try:
         run: Run | None = find_run(job, find_runs_root())
     except RunNotFoundError:
@@ -73,6 +76,16 @@ def explain_job(job: str | None) -> Explanation:
         words = "; ".join(seen.notes)
         raise RunNotFoundError(f"neither a run nor a job that Slurm knows: {job}" + (f" ({words})" if words else ""))
     return _explain_sighting(run, sighting, seen)
+
+
+def choose_task(sweep: Sweep) -> str:
+    """The task of a sweep whose state says most: one that waits, else one that failed, else the first."""
+    statuses = observe_runs(sweep.runs, ranked=False).runs
+
+    def place(status: RunStatus) -> int:
+        return 0 if status.state == "PENDING" else 1 if not status.active and status.state != "COMPLETED" else 2
+
+    return str(sweep.directory / min(statuses, key=place).run)
 
 
 def _find_slurm_id(run: Run) -> str | None:

@@ -1,4 +1,4 @@
-"""Watching one run: its progress, its log, and stopping it."""
+"""Watching a run or a sweep: its progress, its log, and stopping it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.cluster.client import cancel_job
-from lora_jobs.cluster.local import cancel_local
+from lora_jobs.cluster.local import cancel_local, stop_launcher
 from lora_jobs.errors import RunError
-from lora_jobs.runs import Run, find_run, find_runs_root, load_metrics
-from lora_jobs.workflows.observing import RunStatus, observe_runs
+from lora_jobs.runs import Run, find_run, find_runs_root, find_sweep, is_ended, load_metrics, load_sweep_submissions
+from lora_jobs.workflows.observing import RunStatus, StatusReport, observe_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from lora_jobs.runs import Sweep
 
 SLURM_POLL_SECONDS = 15.0
 LOCAL_POLL_SECONDS = 1.0
@@ -43,6 +45,17 @@ def follow_run(run: Run, *, poll_seconds: float = 0.5) -> Iterator[RunStatus | d
                 yield status
 
 
+def follow_sweep(sweep: Sweep) -> Iterator[StatusReport]:
+    """The status of every task, again and again until none is active; Slurm is asked every 15 s."""
+    while True:
+        report = observe_runs(sweep.runs, ranked=False)
+        yield report
+        if all(is_ended(status.state) for status in report.runs):
+            return
+        is_local = all(status.backend in ("local", None) for status in report.runs)
+        time.sleep(LOCAL_POLL_SECONDS if is_local else SLURM_POLL_SECONDS)
+
+
 def find_logs(job: str | None) -> tuple[Run, list[Path]]:
     """The run and the logs of its newest attempt, oldest file first: the batch shell's, then the ranks' out and err."""
     run = find_run(job, find_runs_root())
@@ -68,6 +81,9 @@ def read_log(job: str | None, *, follow: bool = False, poll_seconds: float = 0.5
 
     Errors: RunNotFoundError; RunError when nothing was written yet and `follow` is not asked for.
     """
+    if (sweep := find_sweep(job, find_runs_root())) is not None:
+        yield from read_sweep_logs(sweep, follow=follow)
+        return
     run, paths = find_logs(job)
     if not paths and not follow:
         raise RunError(f"{run.id} has written no log yet", hint=f"lora-jobs status {run.id}")
@@ -88,12 +104,53 @@ def read_log(job: str | None, *, follow: bool = False, poll_seconds: float = 0.5
         time.sleep(poll_seconds)
 
 
+def read_sweep_logs(sweep: Sweep, *, follow: bool = False) -> Iterator[str]:
+    """The log of every task that has one, under its name. Errors: RunError when none has, or to follow is asked."""
+    if follow:
+        raise RunError(
+            f"{sweep.name} is a sweep of {len(sweep.tasks)} runs: only one can be followed",
+            hint=f"lora-jobs logs {sweep.tasks[0].run} -f",
+        )
+    written = [run for run in sweep.runs if list_logs(run)]
+    if not written:
+        raise RunError(f"no task of {sweep.name} has written a log yet", hint=f"lora-jobs status {sweep.name}")
+    for run in written:
+        yield f"==> {run.id} <==\n"
+        yield from read_log(str(run.directory))
+        yield "\n"
+
+
+def cancel_sweep(sweep: Sweep) -> list[RunStatus]:
+    """Stop every task that is alive, by one scancel for the array; returns what was alive.
+
+    Errors: RunError when none is, ClusterError.
+    """
+    report = observe_runs(sweep.runs, ranked=False)
+    alive = [status for status in report.runs if status.active]
+    if not alive:
+        raise RunError(f"{sweep.name}: none of its {len(sweep.tasks)} runs is running", hint="lora-jobs status")
+    for submission in load_sweep_submissions(sweep):
+        if submission.backend == "local":
+            stop_launcher(submission)
+    arrays = {status.job_id.partition("_")[0] for status in alive if status.backend == "slurm" and status.job_id}
+    for job_id in sorted(arrays):
+        cancel_job(job_id)
+    for run in sweep.runs:
+        if any(status.run == run.id and status.backend == "local" for status in alive):
+            cancel_local(run)
+    return alive
+
+
 def cancel_run(job: str | None) -> RunStatus:
     """Stop a run for good; what is committed stays. Errors: RunError when it is not alive, ClusterError."""
     run = find_run(job, find_runs_root())
     status = observe_runs([run], ranked=False).runs[0]
     if not status.active:
         raise RunError(f"{run.id} is not running: {status.state}", hint=f"lora-jobs status {run.id}")
+    if status.backend is None:
+        raise RunError(
+            f"{run.id} waits for its turn in {run.name}", hint=f"lora-jobs cancel {run.name} stops the whole sweep"
+        )
     if status.state == "ELSEWHERE" or status.job_id is None:
         raise RunError(f"{run.id} can't be cancelled from here: {status.reason}", hint="log in there")
     if status.backend == "slurm":

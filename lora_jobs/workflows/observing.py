@@ -13,16 +13,20 @@ from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.cluster.reasons import explain_reason
 from lora_jobs.errors import LoraJobsError
 from lora_jobs.runs import (
+    SWEEP_FILE,
     Run,
     Submission,
     explain_state,
     find_run,
     find_runs_root,
+    find_sweep,
+    group_by_sweep,
     is_ended,
     list_runs,
     load_attempts,
 )
 from lora_jobs.workflows.evidence import gather_evidence, list_jobs
+from lora_jobs.workflows.folding import fold_sweeps
 from lora_jobs.workflows.progress import load_limit, read_progress
 from lora_jobs.workflows.states import find_own_attempt, resolve_state
 
@@ -78,6 +82,8 @@ class RunStatus:
     tokens_per_second: float | None = None
     memory_peak_bytes: int | None = None
     predicted_bytes: int | None = None
+    sweep: str | None = None
+    """The sweep that this run is a task of; in a row that stands for all of its tasks the same as `run`."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,11 +126,15 @@ def find_status(
     With `user` the queue's other jobs of that user stand below. `partition` leaves out what is known to be elsewhere.
     """
     root = find_runs_root()
-    known = [find_run(job, root)] if job else list_runs(root)
-    runs = known if job or everything else known[:most]
-    report = observe_runs(runs, user=user)
+    if job:
+        sweep = find_sweep(job, root)
+        return observe_runs(sweep.runs if sweep else [find_run(job, root)], user=user)
+    known = group_by_sweep(list_runs(root))
+    shown = list(known.values()) if everything else list(known.values())[:most]
+    runs = [run for group in shown for run in group]
+    report = fold_sweeps(runs, observe_runs(runs, user=user))
     rows = [row for row in report.runs if partition is None or partition in (row.partition or "").split(",")]
-    return StatusReport(tuple(rows), report.notes, len(known) - len(runs))
+    return StatusReport(tuple(rows), report.notes, len(known) - len(shown))
 
 
 def observe_runs(runs: list[Run], *, user: str | None = None, ranked: bool = True) -> StatusReport:
@@ -228,6 +238,7 @@ def observe_run(
         tokens_per_second=progress.tokens_per_second,
         memory_peak_bytes=progress.memory_peak_bytes,
         predicted_bytes=progress.predicted_bytes,
+        sweep=find_sweep_name(run),
         **_describe_sighting(sighting),
     )
 
@@ -270,11 +281,17 @@ def _describe_sighting(sighting: Sighting | None) -> dict[str, Any]:
         "rank": place.rank if place else None,
         "pending_jobs": place.pending if place else None,
         "factors": asdict(job.factors) if job.factors else None,
-        "tasks": sighting.tasks,
+        "tasks": None if "_" in job.job_id else sighting.tasks,
         "submitted": job.submitted,
         "started": job.started,
         "ended": job.ended,
     }
+
+
+def find_sweep_name(run: Run) -> str | None:
+    """The name of the sweep that the run is a task of."""
+    parent = run.directory.parent
+    return parent.name if (parent / SWEEP_FILE).is_file() else None
 
 
 def find_committed_step(run: Run) -> int | None:

@@ -27,6 +27,8 @@ class Evidence:
     has_processes: bool = False
     is_here: bool = True
     """The local run was started on this machine."""
+    waits_for_turn: bool = False
+    """A task of a sweep on this machine that is not started yet, while the process that starts them lives."""
     is_finished: bool = False
     """The adapter is there and whole."""
 
@@ -34,6 +36,8 @@ class Evidence:
 def resolve_state(known: Evidence) -> tuple[str, str | None]:
     """State and reason. Source of the states: runs.policy; Slurm's own keep Slurm's spelling."""
     backend = known.submission.backend if known.submission else known.attempt.backend if known.attempt else None
+    if backend is None and known.waits_for_turn:
+        return "PENDING", "its turn in the sweep"
     if backend is None:
         return ("COMPLETED", None) if known.is_finished else ("NOT_SUBMITTED", None)
     return resolve_local(known) if backend == "local" else resolve_slurm(known)

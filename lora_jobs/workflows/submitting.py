@@ -133,13 +133,7 @@ def refuse_unfit(report: CheckReport) -> None:
 
 
 def refuse_blockers(report: CheckReport) -> None:
-    """What `check` only warns of: data that is not there, an account that the cluster asks for; and a sweep."""
-    if report.spec.sweep:
-        keys = ", ".join(report.spec.sweep)
-        raise SpecError(
-            f"{report.spec.name} sweeps over {keys}; this version submits one variant at a time",
-            hint="take sweep out of the file and submit each variant with --set KEY=VALUE",
-        )
+    """What `check` only warns of: data that is not there, an account that the cluster asks for."""
     if report.blockers:
         raise SpecError(f"the job {report.spec.name} can't be submitted yet", problems=report.blockers)
 
@@ -246,8 +240,13 @@ def record_submission(run: Run, submission: Submission) -> None:
 
 def preflight(run: Run) -> str | None:
     """Ask Slurm whether it would take this very script; the start that it expects. Errors: SubmissionError."""
+    return preflight_script(run.script_path)
+
+
+def preflight_script(script: Path) -> str | None:
+    """As `preflight`, of the script at this path."""
     try:
-        test = check_submission(run.script_path)
+        test = check_submission(script)
     except ClusterError as error:
         raise SubmissionError(error.message, hint=error.hint) from error
     if not test.accepted:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lora_jobs.rendering import build_deepspeed_config, build_plan, render_deepspeed, render_script
+from lora_jobs.rendering import build_deepspeed_config, build_plan, render_array_script, render_deepspeed, render_script
 from lora_jobs.spec import parse_environment, parse_spec
 
 if TYPE_CHECKING:
@@ -109,6 +109,21 @@ def test_script(name: str) -> None:
     _compare(f"script_{name}.sbatch", _render(CASES[name]))
 
 
+def _render_array(directory: str = "/runs/it's 100%/tiny-sweep-1") -> str:
+    return render_array_script(
+        parse_spec(TINY, source="tiny.yaml", overrides=["resources.array_task_throttle=4"]),
+        parse_environment("{scheduler: slurm, partitions: {gpu: {}}}", name="somewhere", file="envs/somewhere.yaml"),
+        name="tiny-sweep-1",
+        directory=Path(directory),
+        python="/venv/bin/python",
+        tasks=1000,
+    )
+
+
+def test_array_script() -> None:
+    _compare("script_array.sbatch", _render_array())
+
+
 @pytest.mark.parametrize("name", DEEPSPEED)
 def test_deepspeed(name: str) -> None:
     config = build_deepspeed_config(parse_spec(TINY, source="tiny.yaml", overrides=DEEPSPEED[name]))
@@ -116,10 +131,10 @@ def test_deepspeed(name: str) -> None:
     _compare(f"deepspeed_{name}.json", render_deepspeed(config))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "array"])
 def test_shellcheck_has_nothing_to_say(name: str, tmp_path: Path) -> None:
     script = tmp_path / "script.sbatch"
-    script.write_text(_render(CASES[name]))
+    script.write_text(_render_array() if name == "array" else _render(CASES[name]))
     shellcheck = Path(sys.executable).parent / "shellcheck"
     done = subprocess.run([shellcheck, "--norc", "--shell=bash", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -130,6 +130,7 @@ def test_every_string_of_the_spec_is_tried() -> None:
         ("training", "eval_steps"),
         ("training", "early_stopping_patience"),
         ("training", "torch_empty_cache_steps"),
+        ("resources", "array_task_throttle"),
     ], "these are numbers; a text field that is empty here must be filled above"
 
 

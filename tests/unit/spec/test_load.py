@@ -11,7 +11,7 @@ import pytest
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.spec import (
     JobSpec,
-    list_variants,
+    expand_sweep,
     load_document,
     load_spec,
     override_spec,
@@ -287,9 +287,12 @@ def test_a_sweep_stands_for_its_variants() -> None:
     text = GOOD + "sweep:\n  lora.r: [8, 16]\n  training.learning_rate: [1e-4, 1e-3]\n"
     spec = parse_spec(text, source="f")
     assert parse_spec(render_spec(spec), source="f") == spec
-    seen = [(each.lora.r, each.training.learning_rate, each.sweep) for each in list_variants(spec)]
+    seen = [
+        (each.lora.r, each.training.learning_rate, each.sweep)
+        for each in (variant.spec for variant in expand_sweep(spec))
+    ]
     assert seen == [(8, 1e-4, {}), (8, 1e-3, {}), (16, 1e-4, {}), (16, 1e-3, {})]
-    assert list_variants(parse_spec(GOOD, source="f")) == [parse_spec(GOOD, source="f")]
+    assert expand_sweep(parse_spec(GOOD, source="f"))[0].spec == parse_spec(GOOD, source="f")
 
 
 def test_a_sweep_over_unknown_keys_is_refused() -> None:

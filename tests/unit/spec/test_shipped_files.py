@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lora_jobs.spec import (
+    expand_sweep,
     find_resource_problems,
     list_environments,
-    list_variants,
     load_environment,
     load_spec,
     parse_spec,
@@ -41,14 +41,14 @@ def test_a_job_loads_and_fits_its_cluster(path: Path) -> None:
     environment = load_environment(str(ROOT / "envs" / f"{spec.resources.cluster}.yaml"))
     assert find_resource_problems(spec.resources, environment) == []
     assert parse_spec(render_spec(spec), source="stored") == spec
-    assert list_variants(spec) == [spec]
+    assert [each.spec for each in expand_sweep(spec)] == [spec]
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_a_commented_sweep_works_when_uncommented(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     uncommented = re.sub(r"^# (sweep:|  lora\.r:)", r"\1", text, flags=re.MULTILINE)
-    assert len(list_variants(parse_spec(uncommented, source="f"))) == (1 if uncommented == text else 3)
+    assert len(expand_sweep(parse_spec(uncommented, source="f"))) == (1 if uncommented == text else 3)
 
 
 def test_gemma2_9b_svg() -> None:
