@@ -59,6 +59,8 @@ def _show_exact(report: CheckReport) -> None:
     """The trace beside the estimate, in allocated bytes."""
     if report.exact is None:
         return
+    if not report.is_estimated:
+        return
     traced, estimated = report.exact.allocated_peak_bytes, report.verdict.estimate.allocated_peak_bytes
     instant = report.exact.binding.replace("_", " ")
     say(f"traced from the real training code: {format_gib(traced)} allocated at its peak ({instant}),")

@@ -13,6 +13,8 @@ from lora_jobs.sizing.parameters import trainable_tensors
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_jobs.sizing.gpus import Gpu
     from lora_jobs.sizing.models import ModelShape
     from lora_jobs.spec.job import JobSpec
@@ -37,12 +39,18 @@ class Batch:
 
 def training_batch(spec: JobSpec) -> Batch:
     """The largest micro-batch: every row as long as data.max_length allows, padded up to the multiple asked for."""
-    return Batch(spec.training.per_device_train_batch_size, _padded_length(spec))
+    return _batch(spec, spec.training.per_device_train_batch_size)
 
 
 def evaluation_batch(spec: JobSpec) -> Batch:
     """The largest evaluation batch."""
-    return Batch(spec.training.per_device_eval_batch_size, _padded_length(spec))
+    return _batch(spec, spec.training.per_device_eval_batch_size)
+
+
+def _batch(spec: JobSpec, rows: int) -> Batch:
+    """With packing TRL's collator lays all rows end to end in one, also in evaluation (padding_free)."""
+    length = _padded_length(spec)
+    return Batch(1, rows * length) if spec.data.packing else Batch(rows, length)
 
 
 def _padded_length(spec: JobSpec) -> int:
@@ -96,21 +104,22 @@ class LayerCost:
 
 def layer_costs(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision, batch: Batch) -> list[LayerCost]:
     """The cost of every layer; layers differ by window and by which of their projections carry an adapter."""
-    targets: list[set[str]] = [set() for _ in range(shape.num_hidden_layers)]
+    ranks: list[dict[str, int]] = [{} for _ in range(shape.num_hidden_layers)]
     elements = [0] * shape.num_hidden_layers
     for tensor in trainable_tensors(shape, spec.lora):
         if tensor.part == "lora" and tensor.module.layer is not None:
-            targets[tensor.module.layer].add(tensor.module.leaf)
+            if tensor.rank:
+                ranks[tensor.module.layer][tensor.module.leaf] = tensor.rank
             elements[tensor.module.layer] += tensor.elements
-    known: dict[tuple[frozenset[str], bool, int], LayerCost] = {}
+    known: dict[tuple[tuple[tuple[str, int], ...], bool, int], LayerCost] = {}
     every = shape.traits.full_attention_every
     costs = []
     for layer in range(shape.num_hidden_layers):
         sliding = shape.sliding_window is not None and not (every and (layer + 1) % every == 0)
-        key = (frozenset(targets[layer]), sliding, elements[layer])
+        key = (tuple(ranks[layer].items()), sliding, elements[layer])
         if key not in known:
             kernel = choose_kernel(spec, shape, gpu, batch, sliding=sliding)
-            known[key] = _layer_cost(spec, shape, precision, batch, kernel, key[0], elements[layer])
+            known[key] = _layer_cost(spec, shape, precision, batch, kernel, ranks[layer], elements[layer])
         costs.append(known[key])
     return costs
 
@@ -121,7 +130,7 @@ def _layer_cost(
     precision: Precision,
     batch: Batch,
     kernel: Attention,
-    targets: frozenset[str],
+    targets: Mapping[str, int],
     elements: int,
 ) -> LayerCost:
     h, q, i = shape.hidden_size, shape.query_size, shape.intermediate_size
@@ -129,7 +138,7 @@ def _layer_cost(
     adapters = _adapter_bytes(spec, shape, precision, kernel, targets)
     attention = _attention_bytes(shape, precision, batch, kernel)
     in_qkv = [name for name in QKV if name in targets]
-    qkv_adapters = _adapter_bytes(spec, shape, precision, kernel, frozenset(in_qkv))
+    qkv_adapters = _adapter_bytes(spec, shape, precision, kernel, {name: targets[name] for name in in_qkv})
     attention_backward = 0
     if kernel == "eager":
         scores = (
@@ -226,13 +235,13 @@ def _expanded_keys(shape: ModelShape, batch: Batch) -> int:
 
 
 def _adapter_bytes(
-    spec: JobSpec, shape: ModelShape, precision: Precision, kernel: Attention, targets: frozenset[str]
+    spec: JobSpec, shape: ModelShape, precision: Precision, kernel: Attention, targets: Mapping[str, int]
 ) -> int:
     """Per adapted layer: its input (its own copy where it is cast or dropped out), a mask byte, and A's output r."""
     h, q, i = shape.hidden_size, shape.query_size, shape.intermediate_size
     dropout = spec.lora.lora_dropout > 0
-    width, r = precision.lora_input, spec.lora.r
-    outputs = width * r * len(targets)
+    width = precision.lora_input
+    outputs = width * sum(targets.values())
     groups = ((QKV, h), (("o_proj",), q), (GATE_UP, h), (("down_proj",), i))
     total = outputs
     for names, size in groups:

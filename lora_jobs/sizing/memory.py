@@ -49,7 +49,7 @@ def estimate_memory(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Estimate:
     instants = list_instants(spec, shape, gpu)
     binding = max(instants, key=lambda instant: instant.total)
     parts = {name: size for name, size in binding.parts.items() if size}
-    components = {**parts, **_outside_allocator(spec, gpu, binding.total)}
+    components = {**parts, **outside_allocator(spec, gpu, binding.total)}
     peak = sum(components.values())
     return Estimate(
         components=components,
@@ -62,7 +62,7 @@ def estimate_memory(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Estimate:
     )
 
 
-def _outside_allocator(spec: JobSpec, gpu: Gpu, allocated: int) -> dict[str, int]:
+def outside_allocator(spec: JobSpec, gpu: Gpu, allocated: int) -> dict[str, int]:
     """What must fit beside the tensors, by name."""
     margin = round(allocated * ALLOCATOR_MARGIN)
     if gpu.is_cpu:

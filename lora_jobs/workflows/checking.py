@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.cluster.local import detect_device
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.sizing import Gpu, Verdict, cpu_device, detected_gpu, find_gpu, size_job
+from lora_jobs.sizing.models import UnknownModelError
+from lora_jobs.sizing.traced import ALLOCATED, TracedModel, size_traced
 from lora_jobs.spec import (
     ClusterEnvironment,
     JobSpec,
@@ -41,6 +43,8 @@ class Exact:
     allocated_peak_bytes: int
     instants: dict[str, int]
     versions: dict[str, str]
+    parameters: dict[str, int]
+    """Of the base model and trained, and the bytes of the trained."""
 
     @property
     def binding(self) -> str:
@@ -61,6 +65,11 @@ class CheckReport:
     exact: Exact | None = None
 
     @property
+    def is_estimated(self) -> bool:
+        """Whether the verdict is the closed form's; else a trace alone gave every figure."""
+        return ALLOCATED not in self.verdict.estimate.components
+
+    @property
     def exact_peak_bytes(self) -> int | None:
         """What must fit by the trace: its peak, and what the estimate has outside the allocator."""
         if self.exact is None:
@@ -78,6 +87,7 @@ class CheckReport:
         values = self.verdict.to_json()
         if self.exact is not None:
             values = {**values, "fits": self.fits, "exact": asdict(self.exact)}
+            values["source"] = "estimate and trace" if self.is_estimated else "trace"
         return {
             **values,
             "name": self.spec.name,
@@ -115,8 +125,31 @@ def find_device(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
     return cpu_device(memory_bytes) if device == "cpu" else detected_gpu(device, memory_bytes)
 
 
+class Sizer(Protocol):
+    """What gives a job its verdict: the closed form, or that with a trace behind it."""
+
+    def __call__(self, spec: JobSpec, gpu: Gpu, *, warnings: Sequence[str] = ()) -> Verdict: ...
+
+
+@dataclass(slots=True)
+class TracingSizer:
+    """The closed form; for a model that it does not know, a trace in the job's environment, which it keeps."""
+
+    environment: ClusterEnvironment
+    exact: Exact | None = None
+
+    def __call__(self, spec: JobSpec, gpu: Gpu, *, warnings: Sequence[str] = ()) -> Verdict:
+        try:
+            return size_job(spec, gpu, warnings=warnings)
+        except UnknownModelError:
+            self.exact = exact = trace_spec(spec, self.environment)
+        counts = exact.parameters
+        model = TracedModel(exact.instants, counts["base"], counts["trainable"], counts["trainable_bytes"])
+        return size_traced(spec, gpu, model, warnings=warnings)
+
+
 def check_spec(
-    spec: JobSpec, environment: ClusterEnvironment, backend: Backend, *, place: Placing = tuple
+    spec: JobSpec, environment: ClusterEnvironment, backend: Backend, *, place: Placing = tuple, size: Sizer = size_job
 ) -> CheckReport:
     """Everything that can be known before submission; SpecError where the spec contradicts the cluster or the data.
 
@@ -132,7 +165,7 @@ def check_spec(
     blockers = place([*missing, *find_submission_problems(spec.resources, environment)])
     warnings = [f"before submitting: {problem.path}: {problem.message}" for problem in blockers]
     gpu = find_device(spec, environment)
-    return CheckReport(spec, environment, backend, gpu, size_job(spec, gpu, warnings=warnings), blockers)
+    return CheckReport(spec, environment, backend, gpu, size(spec, gpu, warnings=warnings), blockers)
 
 
 def anchor_paths(spec: JobSpec) -> JobSpec:
@@ -164,8 +197,11 @@ def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False)
     """
     document = load_document(path, overrides)
     environment = load_environment(document.value.resources.cluster)
-    report = check_spec(document.value, environment, environment.scheduler, place=document.place)
-    return replace(report, exact=trace_spec(report.spec, environment)) if exact else report
+    if not exact:
+        return check_spec(document.value, environment, environment.scheduler, place=document.place)
+    sizer = TracingSizer(environment)
+    report = check_spec(document.value, environment, environment.scheduler, place=document.place, size=sizer)
+    return replace(report, exact=sizer.exact or trace_spec(report.spec, environment))
 
 
 def trace_spec(spec: JobSpec, environment: ClusterEnvironment) -> Exact:
@@ -184,4 +220,4 @@ def trace_spec(spec: JobSpec, environment: ClusterEnvironment) -> Exact:
         ) from error
     if "error" in values:
         raise SpecError(f"--exact: {values['error']}", hint=values["hint"])
-    return Exact(values["peak_bytes"], values["instants"], values["versions"])
+    return Exact(values["peak_bytes"], values["instants"], values["versions"], values["parameters"])
