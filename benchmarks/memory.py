@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 STRETCHES = {
+    "forward": ("layer_forward",),
     "loss_forward": ("loss_forward",),
     "loss_backward": ("loss_backward", "head_backward"),
     "first_layer_backward": ("first_layer_backward",),

@@ -6,9 +6,11 @@ length, r of LoRA. Source: traces of transformers' and PEFT's own code, torch's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from lora_jobs.sizing.dora import saved_bytes as dora_bytes
+from lora_jobs.sizing.dora import transient_bytes as dora_transient_bytes
 from lora_jobs.sizing.parameters import trainable_tensors
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision
 
@@ -88,6 +90,10 @@ class LayerCost:
     adapters: int
     adapter_elements: int
     """LoRA parameters of the layer."""
+    dora: int
+    """Bytes (not per token) that DoRA keeps of the layer."""
+    dora_transient: int
+    """Bytes that DoRA needs beside them while its largest layer runs."""
     mlp_backward: int
     """Live in the MLP's backward, beside what was saved."""
     attention_backward: int
@@ -106,10 +112,17 @@ def layer_costs(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision
     """The cost of every layer; layers differ by window and by which of their projections carry an adapter."""
     ranks: list[dict[str, int]] = [{} for _ in range(shape.num_hidden_layers)]
     elements = [0] * shape.num_hidden_layers
+    dora: list[list[int]] = [[0, 0] for _ in range(shape.num_hidden_layers)]
+    dropout = spec.lora.lora_dropout > 0
     for tensor in trainable_tensors(shape, spec.lora):
         if tensor.part == "lora" and tensor.module.layer is not None:
             if tensor.rank:
                 ranks[tensor.module.layer][tensor.module.leaf] = tensor.rank
+            if tensor.rank and spec.lora.use_dora:
+                kept = dora_bytes(tensor.module, precision, batch.tokens, dropout=dropout)
+                live = dora_transient_bytes(tensor.module, precision, batch.tokens, dropout=dropout)
+                dora[tensor.module.layer][0] += kept
+                dora[tensor.module.layer][1] = max(dora[tensor.module.layer][1], live)
             elements[tensor.module.layer] += tensor.elements
     known: dict[tuple[tuple[tuple[str, int], ...], bool, int], LayerCost] = {}
     every = shape.traits.full_attention_every
@@ -119,7 +132,8 @@ def layer_costs(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision
         key = (tuple(ranks[layer].items()), sliding, elements[layer])
         if key not in known:
             kernel = choose_kernel(spec, shape, gpu, batch, sliding=sliding)
-            known[key] = _layer_cost(spec, shape, precision, batch, kernel, ranks[layer], elements[layer])
+            cost = _layer_cost(spec, shape, precision, batch, kernel, ranks[layer], elements[layer])
+            known[key] = replace(cost, dora=dora[layer][0], dora_transient=dora[layer][1])
         costs.append(known[key])
     return costs
 
@@ -159,6 +173,8 @@ def _layer_cost(
         mlp=3 * precision.output * i,
         adapters=adapters,
         adapter_elements=elements,
+        dora=0,
+        dora_transient=0,
         mlp_backward=_mlp_backward(shape, precision, dropout=bool(dropout), adapted="down_proj" in targets),
         attention_backward=attention_backward,
         fused_gate="gate_up_proj" in targets,

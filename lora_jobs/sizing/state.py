@@ -61,6 +61,8 @@ class State:
     head_gradient: int = 0
     """The gradient of a trained output layer; 0 where it is frozen."""
     embedding_gradient: int = 0
+    merged_head: int = 0
+    """trainable_token_indices on a tied model: the output layer's weight with the trained rows put in, each step."""
     largest_quantized: int = 0
     """Parameters of the largest quantized layer: dequantized one at a time."""
 
@@ -145,10 +147,13 @@ def compute_state(spec: JobSpec, shape: ModelShape, precision: Precision) -> Sta
         state = _plain_state(spec, sizes)
     else:
         state = _zero_state(spec, spec.deepspeed, shape, precision, sizes)
+    # The rows are put into a copy of the whole embedding, whose gradient is as large. Source: TrainableTokensLayer.
+    tokens = shape.vocab_size * shape.hidden_size * precision.base if spec.lora.trainable_token_indices else 0
     return replace(
         state,
         head_gradient=_saved_bytes(shape, spec.lora, precision, HEAD),
-        embedding_gradient=_saved_bytes(shape, spec.lora, precision, find_token_embedding(shape).name),
+        embedding_gradient=tokens or _saved_bytes(shape, spec.lora, precision, find_token_embedding(shape).name),
+        merged_head=tokens if shape.tie_word_embeddings else 0,
         largest_quantized=_largest_quantized(shape, spec.model.quantization),
     )
 

@@ -111,6 +111,12 @@ def _refuse_unworkable(spec: JobSpec, shape: ModelShape) -> None:
         problems.append(
             Problem("lora.target_modules", f"{message}; leave it out, or set training.trainer: transformers")
         )
+    if spec.lora.trainable_token_indices and shape.tie_word_embeddings and uses_fused_loss(spec):
+        message = (
+            f"PEFT wraps the tied lm_head of {shape.name}, and TRL's loss then fails on it; "
+            "set training.trainer: transformers"
+        )
+        problems.append(Problem("lora.trainable_token_indices", message))
     if problems:
         raise SpecError("; ".join(problem.message for problem in problems), problems=problems)
 
@@ -138,8 +144,6 @@ def _warnings(spec: JobSpec, shape: ModelShape, gpu: Gpu, estimate: Estimate) ->
             f"{shape.name} ties embed_tokens and lm_head; modules_to_save makes two independent copies of them and "
             "breaks the tie: lora.ensure_weight_tying keeps one"
         )
-    if spec.lora.use_dora:
-        yield "DoRA keeps more activations than LoRA: they are not in this estimate"
     if spec.model.quantization is not None and spec.deepspeed is not None and spec.deepspeed.zero_stage == 3:
         yield "ZeRO-3 does not split a quantized base as this estimate assumes: use zero_stage 2"
     if gpu.is_cpu:
