@@ -105,7 +105,6 @@ ALL_SAVED = {"training__activation_checkpointing": False}
 EVALUATED = {"data__eval": "eval.jsonl", "training__eval_steps": 1, "training__per_device_eval_batch_size": 8}
 STOCK = {"training__trainer": "transformers"}
 AUTOCAST = {"training__bf16": False, "deepspeed__zero_stage": 2, "deepspeed__torch_autocast": True}
-NF4 = {"model__quantization": {"load_in_4bit": True}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "no dropout": {"lora__lora_dropout": 0.0},
     "no dropout, all saved": {"lora__lora_dropout": 0.0, **ALL_SAVED},
@@ -133,14 +132,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "modules_to_save, stock loss": {"lora__modules_to_save": list(SAVED), **STOCK},
     "modules_to_save, tied": {"lora__modules_to_save": list(SAVED), "lora__ensure_weight_tying": True},
     "packing, batch 2": {"data__packing": True, "training__per_device_train_batch_size": 2},
-    "flash attention, batch 4": {
-        "model__attn_implementation": "flash_attention_2", "training__per_device_train_batch_size": 4,
-    },
-    "NF4": NF4,
-    "NF4 double, stock loss": {
-        "model__quantization": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, **STOCK,
-    },
-    "NF4, all saved": {**NF4, **ALL_SAVED},
     "ZeRO-1": {"deepspeed__zero_stage": 1},
     "ZeRO-2": {"deepspeed__zero_stage": 2},
     "ZeRO-2, no dropout, all saved": {"deepspeed__zero_stage": 2, "lora__lora_dropout": 0.0, **ALL_SAVED},

@@ -2,14 +2,24 @@
 
 from lora_jobs.checkpoints.aside import clear_for_save, discard_partial, discard_unfinished, set_aside
 from lora_jobs.checkpoints.choose import Choice, choose_checkpoint, list_checkpoints, set_failures_aside
-from lora_jobs.checkpoints.commit import commit_checkpoint, flush_part, write_manifest
+from lora_jobs.checkpoints.commit import adopt_checkpoint, commit_checkpoint, flush_part, write_manifest
 from lora_jobs.checkpoints.drift import Drift, find_drift
 from lora_jobs.checkpoints.manifest import MANIFEST, PINNED, AdapterDigest, FileEntry, Manifest, load_manifest
 from lora_jobs.checkpoints.room import find_shortage
 from lora_jobs.checkpoints.rotate import Rotation, rotate_checkpoints
-from lora_jobs.checkpoints.verify import CheckpointVerdict, find_step, verify_checkpoint, verify_foreign
+from lora_jobs.checkpoints.tensors import ADAPTER_WEIGHTS, digest_tensors, read_header
+from lora_jobs.checkpoints.trust import require_own
+from lora_jobs.checkpoints.verify import (
+    CheckpointVerdict,
+    best_level,
+    find_step,
+    require_torch,
+    verify_checkpoint,
+    verify_foreign,
+)
 
 __all__ = [
+    "ADAPTER_WEIGHTS",
     "MANIFEST",
     "PINNED",
     "AdapterDigest",
@@ -19,9 +29,12 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "Rotation",
+    "adopt_checkpoint",
+    "best_level",
     "choose_checkpoint",
     "clear_for_save",
     "commit_checkpoint",
+    "digest_tensors",
     "discard_partial",
     "discard_unfinished",
     "find_drift",
@@ -30,6 +43,9 @@ __all__ = [
     "flush_part",
     "list_checkpoints",
     "load_manifest",
+    "read_header",
+    "require_own",
+    "require_torch",
     "rotate_checkpoints",
     "set_aside",
     "set_failures_aside",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_jobs.checkpoints.aside import set_aside
 from lora_jobs.checkpoints.manifest import MANIFEST
+from lora_jobs.checkpoints.trust import find_stranger
 from lora_jobs.checkpoints.verify import CheckpointVerdict, find_step, verify_checkpoint, verify_foreign
 from lora_jobs.errors import CheckpointError
 
@@ -35,14 +36,17 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def choose_checkpoint(directory: Path, *, level: int = 2, accept_unverified: bool = False) -> Choice:
-    """Newest to oldest, the first that verifies; older ones are not read. Nothing is changed.
+    """Newest to oldest, the first that verifies and that nobody else could have written; older ones are not read.
 
     `accept_unverified` also takes one without a manifest, when its structure and its meaning hold.
+    Nothing is changed.
     """
     verdicts = []
     for path in list_checkpoints(directory):
         unverified = accept_unverified and not os.path.lexists(path / MANIFEST)
         verdict = verify_foreign(path) if unverified else verify_checkpoint(path, level=level)
+        if verdict.good and (stranger := find_stranger([path, *path.rglob("*")])) is not None:
+            verdict = replace(verdict, good=False, reason=stranger)
         verdicts.append(verdict)
         if verdict.good:
             return Choice(path, tuple(verdicts))

@@ -13,7 +13,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints.manifest import MANIFEST, FileEntry, Manifest, hash_file, list_files, render_manifest
-from lora_jobs.checkpoints.structure import STATE, check_completeness, check_structure
+from lora_jobs.checkpoints.structure import (
+    STATE,
+    check_completeness,
+    check_structure,
+    find_world_size,
+    load_trainer_state,
+)
 from lora_jobs.checkpoints.tensors import ADAPTER_WEIGHTS, digest_adapter
 from lora_jobs.errors import CheckpointError
 from lora_jobs.runs.durable import sync_directory, write_atomic
@@ -41,6 +47,19 @@ def commit_checkpoint(
     for rank in range(world_size):
         files |= flush_part(directory, rank=rank, world_size=world_size)
     return write_manifest(directory, files, step=step, world_size=world_size, metadata=metadata)
+
+
+def adopt_checkpoint(directory: Path) -> Manifest:
+    """Commit another tool's checkpoint as it lies there, on the user's word: from now on its bytes are known.
+
+    CheckpointError where it is incomplete.
+    """
+    names = list_files(directory)
+    step = load_trainer_state(directory).get("global_step")
+    if not isinstance(step, int):
+        raise CheckpointError(f"{STATE} says no step", path=directory)
+    metadata = {"accepted_unverified": True}
+    return commit_checkpoint(directory, step=step, world_size=find_world_size(names), metadata=metadata)
 
 
 def flush_part(directory: Path, *, rank: int, world_size: int) -> dict[str, FileEntry]:

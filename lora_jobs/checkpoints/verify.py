@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from lora_jobs.checkpoints.structure import check_completeness, check_name, chec
 from lora_jobs.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 _NAME = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
@@ -55,7 +53,16 @@ def verify_checkpoint(directory: Path, *, level: int = 2) -> CheckpointVerdict:
     and a pickle names nothing but what a checkpoint needs. 2: every byte is the one that was committed; this covers
     the CRCs, which are then not read a second time. 3: the parts tell one story; RunError where torch is missing.
     """
-    return _judge(directory, level, _verify_committed)
+    step, manifest = find_step(directory), None
+    try:
+        _check_folder(directory)
+        manifest = load_manifest(directory)
+        step = manifest.step if step is None else step
+        _check_committed(directory, manifest, level)
+    except (CheckpointError, OSError) as error:
+        return CheckpointVerdict(directory, step, good=False, reason=_explain(error, directory), manifest=manifest)
+    reason = _describe_checks(len(manifest.files), level)
+    return CheckpointVerdict(directory, step, True, reason, manifest.created_at, manifest)
 
 
 def verify_foreign(directory: Path, *, level: int = 3) -> CheckpointVerdict:
@@ -63,40 +70,32 @@ def verify_foreign(directory: Path, *, level: int = 3) -> CheckpointVerdict:
 
     Whether its bytes are the ones that were saved, nobody can tell. Never raises for a bad checkpoint.
     """
-    return _judge(directory, level, _verify_unverified)
+    step = find_step(directory)
+    try:
+        _check_folder(directory)
+        names = _check_uncommitted(directory, step, level)
+    except (CheckpointError, OSError) as error:
+        return CheckpointVerdict(directory, step, good=False, reason=_explain(error, directory))
+    what = "structure and meaning" if level >= 3 else "structure"
+    reason = f"{_count(len(names))} without a manifest: {what} hold, nobody knows the bytes"
+    return CheckpointVerdict(directory, step, True, reason)
+
+
+def best_level() -> int:
+    """The highest level that can be checked here: 3 with torch, else 2."""
+    return 3 if all(importlib.util.find_spec(name) for name in ("torch", "safetensors")) else 2
 
 
 def require_torch() -> None:
     """RunError where level 3 can't be checked."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("safetensors") is None:
+    if best_level() < 3:
         raise RunError(
             "level 3 compares tensors, and torch is not installed here",
             hint="use --level 2, or the job's environment: pip install 'lora-jobs[train]'",
         )
 
 
-def _judge(directory: Path, level: int, check: Callable[[Path, int], tuple[Manifest | None, str]]) -> CheckpointVerdict:
-    if level >= 3:
-        require_torch()
-    step, manifest = find_step(directory), None
-    try:
-        _check_folder(directory)
-        with contextlib.suppress(CheckpointError):
-            manifest = load_manifest(directory)
-        found, reason = check(directory, level)
-    except CheckpointError as error:
-        step = manifest.step if step is None and manifest is not None else step
-        return CheckpointVerdict(directory, step, good=False, reason=error.message, manifest=manifest)
-    except OSError as error:
-        reason = f"{error.filename or directory} can't be read: {error.strerror}"
-        return CheckpointVerdict(directory, step, good=False, reason=reason, manifest=manifest)
-    if found is None:
-        return CheckpointVerdict(directory, step, True, reason)
-    return CheckpointVerdict(directory, step if step is not None else found.step, True, reason, found.created_at, found)
-
-
-def _verify_committed(directory: Path, level: int) -> tuple[Manifest, str]:
-    manifest = load_manifest(directory)
+def _check_committed(directory: Path, manifest: Manifest, level: int) -> None:
     check_name(directory, manifest.files, step=manifest.step)
     _check_files(directory, manifest)
     if level >= 1:
@@ -105,26 +104,33 @@ def _verify_committed(directory: Path, level: int) -> tuple[Manifest, str]:
     if level >= 2:
         _check_hashes(directory, manifest)
     if level >= 3:
-        from lora_jobs.checkpoints.meaning import check_meaning
-
-        check_meaning(directory, manifest.files, step=manifest.step, world_size=manifest.world_size)
-    return manifest, _describe_checks(len(manifest.files), level)
+        _check_meaning(directory, list(manifest.files), manifest.step, manifest.world_size)
 
 
-def _verify_unverified(directory: Path, level: int) -> tuple[None, str]:
+def _check_uncommitted(directory: Path, step: int | None, level: int) -> list[str]:
     names = list_files(directory)
-    step, world_size = find_step(directory), find_world_size(names)
     if step is None:
         raise CheckpointError(f"{directory.name} is not named checkpoint-N", path=directory)
+    world_size = find_world_size(names)
     check_completeness(directory, names, step=step, world_size=world_size)
     for name in names:
         check_structure(directory / name, name, crc=True)
     if level >= 3:
-        from lora_jobs.checkpoints.meaning import check_meaning
+        _check_meaning(directory, names, step, world_size)
+    return names
 
-        check_meaning(directory, names, step=step, world_size=world_size)
-    what = "structure and meaning" if level >= 3 else "structure"
-    return None, f"{_count(len(names))} without a manifest: {what} hold, nobody knows the bytes"
+
+def _check_meaning(directory: Path, names: list[str], step: int, world_size: int) -> None:
+    require_torch()
+    from lora_jobs.checkpoints.meaning import check_meaning  # it needs torch, and most callers do not
+
+    check_meaning(directory, names, step=step, world_size=world_size)
+
+
+def _explain(error: CheckpointError | OSError, directory: Path) -> str:
+    if isinstance(error, CheckpointError):
+        return error.message
+    return f"{error.filename or directory} can't be read: {error.strerror}"
 
 
 def _check_folder(directory: Path) -> None:

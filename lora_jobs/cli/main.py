@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -78,21 +79,22 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Validate a spec, estimate memory per GPU, say what would make it fit."""
-    from lora_jobs.cli.show import show_check
+    from lora_jobs.cli.show_check import show_check
     from lora_jobs.workflows.checking import check_job
 
     report = check_job(spec, overrides or (), exact=exact)
     if as_json:
         print_json(report.to_json())
     else:
-        show_check(report)
+        settings = (word for override in overrides or () for word in ("--set", override))
+        show_check(report, shlex.join(["lora-jobs", "check", str(spec), *settings]))
     if not report.fits:
         raise typer.Exit(EXIT_NOT_FITTING)
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of job specs, for editors."""
+def schema(_as_json: AsJson = True) -> None:
+    """Print the JSON Schema of job specs, for editors; it is JSON with --json and without."""
     from lora_jobs.spec import build_schema
 
     print_json(build_schema())
@@ -210,6 +212,9 @@ def resume(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="verify and explain; start nothing")] = False,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="start over from the base model")] = False,
     allow_drift: Annotated[list[str] | None, typer.Option("--allow-drift", metavar="KEY")] = None,
+    accept_unverified: Annotated[
+        bool, typer.Option("--accept-unverified", help="also take a checkpoint without a manifest")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="stay until the run ends, and show its progress")] = False,
     force: Force = False,
     as_json: AsJson = False,
@@ -218,7 +223,13 @@ def resume(
     from lora_jobs.cli.show import show_resume
     from lora_jobs.workflows.resuming import plan_resume, resume_run
 
-    plan = plan_resume(job, overrides or (), allow_drift=allow_drift or (), from_scratch=from_scratch)
+    plan = plan_resume(
+        job,
+        overrides or (),
+        allow_drift=allow_drift or (),
+        from_scratch=from_scratch,
+        accept_unverified=accept_unverified,
+    )
     if not as_json:
         show_resume(plan)
     if plan.finished or dry_run:
@@ -240,10 +251,11 @@ def _show_sent(sent: SubmitReport, *, wait: bool, as_json: bool) -> None:
         return
     from lora_jobs.cli.show_runs import show_outcome, show_progress
     from lora_jobs.workflows.following import follow_run
+    from lora_jobs.workflows.progress import load_outcome
 
     final = show_progress(follow_run(sent.run), quiet=as_json or sent.reused)
     if not as_json:
-        show_outcome(sent.run, final)
+        show_outcome(sent.run, final, load_outcome(sent.run))
     if final.state != "COMPLETED":
         raise typer.Exit(EXIT_RUN)
 
@@ -251,12 +263,12 @@ def _show_sent(sent: SubmitReport, *, wait: bool, as_json: bool) -> None:
 @app.command()
 def verify(
     target: Annotated[str | None, typer.Argument(metavar="PATH|JOB")] = None,
-    level: Annotated[int, typer.Option("--level", min=0, max=2, help="0 sizes, 1 structure, 2 hashes")] = 2,
+    level: Annotated[int, typer.Option("--level", min=0, max=3, help="0 sizes, 1 structure, 2 hashes, 3 meaning")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Give a verdict per checkpoint, with the reason."""
     from lora_jobs.cli.show import show_verdicts
-    from lora_jobs.workflows.resuming import verify_path_or_run
+    from lora_jobs.workflows.verifying import verify_path_or_run
 
     verdicts = verify_path_or_run(target, level=level)
     if as_json:
@@ -337,7 +349,15 @@ def list_clusters(context: typer.Context, as_json: AsJson = False) -> None:
         return
     from lora_jobs.workflows.listing import list_partitions
 
-    show_rows("clusters", list_partitions(), as_json=as_json)
+    rows, errors = list_partitions()
+    if as_json:
+        print_json({"clusters": rows, "errors": [error_to_json(error) for error in errors]})
+    else:
+        show_rows("clusters", rows, as_json=False)
+    for error in errors:
+        show_error(error)
+    if errors:
+        raise typer.Exit(SpecError.exit_code)
 
 
 @clusters.command("init")
@@ -365,13 +385,9 @@ def run() -> None:
         if status_code == EXIT_INTERRUPTED:  # typer's own word for Ctrl-C
             raise KeyboardInterrupt
     except LoraJobsError as error:
-        if "--json" in sys.argv:
-            print_json(error_to_json(error))
-        show_error(error)
-        status_code = error.exit_code
+        status_code = _report(error)
     except typer.TyperException as error:
-        show_error(SpecError(error.format_message(), hint="lora-jobs --help, lora-jobs COMMAND --help"))
-        status_code = SpecError.exit_code
+        status_code = _report(SpecError(error.format_message(), hint="lora-jobs --help, lora-jobs COMMAND --help"))
     except (KeyboardInterrupt, typer.Abort):
         warn("interrupted; a job that was submitted goes on: lora-jobs status")
         status_code = EXIT_INTERRUPTED
@@ -380,11 +396,18 @@ def run() -> None:
         status_code = 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        show_error(RunError(f"{where}{error.strerror or error}"))
-        status_code = RunError.exit_code
+        status_code = _report(RunError(f"{where}{error.strerror or error}"))
     except Exception as error:  # noqa: BLE001 - the last stop before the user
         status_code = _report_bug(error)
     raise SystemExit(status_code or 0)
+
+
+def _report(error: LoraJobsError) -> int:
+    """The error on stderr, and with --json as the one document on stdout; returns its exit code."""
+    if "--json" in sys.argv:
+        print_json(error_to_json(error))
+    show_error(error)
+    return error.exit_code
 
 
 def _report_bug(error: Exception) -> int:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_jobs.cluster.commands import run_command
+from lora_jobs.cluster.commands import find_query_seconds, run_command
 from lora_jobs.cluster.parsers import parse_config
 from lora_jobs.cluster.refusals import explain_refusal
 from lora_jobs.errors import ClusterError, OutputError
@@ -21,7 +21,6 @@ SINFO_FORMAT = "%R|%a|%l|%D|%c|%m|%T|%G|%f"
 QOS_FORMAT = "Name,Priority,MaxWall,MaxTRES,MaxTRESPU,MaxJobsPU,MaxSubmitPU,GrpTRES,Flags"
 ASSOCIATION_FORMAT = "Cluster,Account,Partition,QOS,MaxJobs,MaxSubmit,MaxWall,MaxTRES,GrpTRES"
 _ASSOCIATION_LIMITS = ("MaxJobs", "MaxSubmit", "MaxWall", "MaxTRES", "GrpTRES")
-QUERY_SECONDS = 60.0
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo", "sacct", "sprio", "sacctmgr")
 
 _EMPTY = frozenset({"", "(null)", "N/A", "n/a", "None", "NONE", "none"})
@@ -156,7 +155,7 @@ def read_inventory(user: str) -> Inventory:
 
 def _ask(argv: Sequence[str], what: str, notes: list[str]) -> str | None:
     try:
-        answer = run_command(argv, timeout=QUERY_SECONDS)
+        answer = run_command(argv, timeout=find_query_seconds())
     except ClusterError as error:
         notes.append(f"{what} not readable: {error.message}")
         return None

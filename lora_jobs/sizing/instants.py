@@ -282,7 +282,7 @@ def _optimizer_step(step: Step) -> Instant:
 
 def _evaluation(step: Step) -> list[Instant]:
     """Evaluation keeps no activations, but has a batch size and a loss of its own."""
-    if step.spec.data.eval is None or step.spec.training.eval_steps is None:
+    if step.spec.data.eval is None:
         return []
     batch = evaluation_batch(step.spec)
     shape, precision = step.shape, step.precision

@@ -108,6 +108,7 @@ def _add_tied(shape: ModelShape, targets: tuple[Module, ...], lora: LoraSpec) ->
     return (*targets, *(module for module in both if named and module not in targets))
 
 
+@lru_cache(maxsize=256)
 def saved_modules(shape: ModelShape, lora: LoraSpec) -> tuple[Module, ...]:
     """The modules that modules_to_save trains in full, each as a copy of its own.
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.sizing.host import GPU_PROCESS_BYTES, SMALL_FILES_BYTES
 from lora_jobs.sizing.instants import Instant
-from lora_jobs.sizing.memory import Estimate, outside_allocator
+from lora_jobs.sizing.margins import cautious_bytes, list_margins
+from lora_jobs.sizing.memory import Estimate
+from lora_jobs.sizing.moments import Moment
 from lora_jobs.sizing.precision import HALF, SINGLE
 from lora_jobs.sizing.verdict import Verdict
 
@@ -37,7 +39,7 @@ def size_traced(spec: JobSpec, gpu: Gpu, model: TracedModel, *, warnings: Sequen
     """The verdict by the trace's own numbers; nothing is suggested, as every change would be another trace."""
     instants = tuple(Instant(name, name.replace("_", " "), {ALLOCATED: size}) for name, size in model.instants.items())
     binding = max(instants, key=lambda instant: instant.total)
-    components = {**binding.parts, **outside_allocator(spec, gpu, binding.total)}
+    components = {**binding.parts, **list_margins(spec, gpu, binding.total)}
     weights = model.base * (SINGLE if spec.model.dtype == "float32" else HALF)
     estimate = Estimate(
         components=components,
@@ -45,15 +47,21 @@ def size_traced(spec: JobSpec, gpu: Gpu, model: TracedModel, *, warnings: Sequen
         binding=binding,
         allocated_peak_bytes=binding.total,
         peak_bytes=sum(components.values()),
+        cautious_peak_bytes=cautious_bytes(spec, gpu, binding.total),
         host_memory_bytes=spec.resources.gpus_per_node * (GPU_PROCESS_BYTES + weights),
         checkpoint_bytes=(1 + ADAM_MOMENTS) * model.trainable_bytes + SMALL_FILES_BYTES,
     )
+    fits = estimate.peak_bytes <= gpu.usable_bytes
+    peak = Moment(binding.name, binding.words, "in a training step", 1, binding.total)
     return Verdict(
         gpu=gpu,
         world_size=spec.resources.world_size,
         parameters_base=model.base,
         parameters_trainable=model.trainable,
+        trainable_words=f"{model.trainable:,} trained, by PEFT's own count",
         estimate=estimate,
+        peak=peak,
+        death=None if fits else peak,
         suggestions=(),
         warnings=(
             *warnings,

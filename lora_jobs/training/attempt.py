@@ -1,4 +1,4 @@
-"""The begin and the end of an attempt, as the batch script and a local rank 0 write them. No torch here.
+"""The begin and the end of an attempt, as the batch script and a local rank 0 write them.
 
 python -m lora_jobs.training.attempt begin RUN        prints the attempt's number
 python -m lora_jobs.training.attempt end RUN CODE     prints requeue (and nodes to exclude), stop or done
@@ -14,7 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints import MANIFEST, choose_checkpoint, load_manifest
+from lora_jobs.checkpoints import (
+    MANIFEST,
+    best_level,
+    choose_checkpoint,
+    load_manifest,
+    require_own,
+    set_failures_aside,
+)
 from lora_jobs.errors import CheckpointError, LoraJobsError, RunError
 from lora_jobs.runs import (
     EXIT_HANG,
@@ -75,9 +82,11 @@ class Start:
 def choose_start(run: Run, *, world_size: int) -> Start:
     """The newest good checkpoint of a run, or the base model when none was ever committed.
 
-    Errors: NoGoodCheckpointError when all that were committed are damaged; RunError for another number of processes.
+    What was committed and is damaged is moved aside. Errors: NoGoodCheckpointError when all that were committed are
+    damaged; RunError for another number of processes, or for a directory that others can write.
     """
-    choice = choose_checkpoint(run.checkpoints)
+    require_own(run.directory.resolve(), run.checkpoints)
+    choice = choose_checkpoint(run.checkpoints, level=best_level())
     lines = [f"{verdict.path.name}: {'good' if verdict.good else verdict.reason}" for verdict in choice.verdicts]
     if choice.chosen is None:
         refuse_damaged(run, choice)
@@ -88,6 +97,7 @@ def choose_start(run: Run, *, world_size: int) -> Start:
             f"{choice.chosen.name} was saved by {manifest.world_size} processes, this job has {world_size}",
             hint=f"resume with nodes x gpus_per_node = {manifest.world_size}",
         )
+    lines += [f"moved aside as {place.name}" for place, _ in set_failures_aside(choice)]
     return Start(choice.chosen, manifest.step, (*lines, f"resuming from {choice.chosen.name}"))
 
 

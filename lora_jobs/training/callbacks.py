@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -130,7 +131,8 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         )
         if failure is not None:
             if self.recorder is not None:
-                discard_unfinished(self.directory / f"checkpoint-{state.global_step}")
+                with contextlib.suppress(LoraJobsError):  # what stays there has no manifest: it is no checkpoint
+                    discard_unfinished(self.directory / f"checkpoint-{state.global_step}")
             self._miss(state, failure, "save_failed")
             return
         self.missed = 0

@@ -51,10 +51,11 @@ def train(run_directory: str) -> dict[str, Any]:
 def train_attempt(run: Run, launch: Launch, stop: StopFlag) -> dict[str, Any]:
     """Join or begin the attempt, prepare this process, and hand over to the loop."""
     spec = load_spec(run.spec_path)
+    prepare_environment(spec)
     attempt = join_attempt(run, launch)
     if launch.world_size != spec.resources.world_size:
         raise RunError(f"the spec asks for {spec.resources.world_size} processes, {launch.world_size} were started")
-    prepare_process(spec)
+    prepare_accelerator()
     distributed = launch.world_size > 1 or spec.deepspeed is not None
     export_launch(launch, run, attempt=attempt.number, distributed=distributed, environment=os.environ)
     from lora_jobs.training.loop import run_training
@@ -80,8 +81,9 @@ def join_attempt(run: Run, launch: Launch) -> Attempt:
     return attempt
 
 
-def prepare_process(spec: JobSpec) -> None:
-    """Threads and quiet libraries, and DeepSpeed told of a machine without a GPU: before they are imported."""
+def prepare_environment(spec: JobSpec) -> None:
+    """Private files, threads and quiet libraries: before torch is imported, which verifying a checkpoint does."""
+    os.umask(0o077)
     os.environ.setdefault("OMP_NUM_THREADS", str(spec.resources.cpus_per_task))
     # Threads that spin while they wait for a core make a shared machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -93,6 +95,10 @@ def prepare_process(spec: JobSpec) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for name in ("DeepSpeed", "torch.distributed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def prepare_accelerator() -> None:
+    """DeepSpeed is told of a machine without a GPU before it is imported."""
     import torch
 
     if not torch.cuda.is_available():

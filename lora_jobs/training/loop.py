@@ -22,6 +22,7 @@ from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
 from lora_jobs.training.data import Examples, load_examples
 from lora_jobs.training.finish import finish_run, load_best_weights
 from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer
+from lora_jobs.training.probe import Probe
 from lora_jobs.training.provenance import describe_inputs
 from lora_jobs.training.record import Recorder
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
@@ -157,6 +158,8 @@ def add_callbacks(
             recorder=recorder,
         ),
     ]
+    if resume_from is not None:
+        callbacks.insert(0, Probe(trainer, resume_from, agreement))
     if spec.training.early_stopping_patience is not None:
         callbacks.append(
             EarlyStoppingCallback(spec.training.early_stopping_patience, spec.training.early_stopping_threshold)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
+from lora_jobs.errors import RunError
 from lora_jobs.runs import append_metrics
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from lora_jobs.runs import Attempt, Run
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def measure_memory() -> dict[str, int]:
@@ -52,8 +57,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         self._write({"kind": "note", "event": event, **values})
 
     def say(self, line: str) -> None:
-        """One line in logs/attempt-K.out."""
-        print(line, flush=True)
+        """One line in logs/attempt-K.out; lost where the disk is full."""
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         self._tokens = float(state.num_input_tokens_seen)
@@ -121,4 +127,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         self.say(f"with adapter:    {row['with_adapter']}")
 
     def _write(self, row: dict[str, Any]) -> None:
-        append_metrics(self.run, {"time": time.time(), "attempt": self.attempt.number, **row})
+        """A full disk costs rows, not the run: whether training may go on without saves is decided at the saves."""
+        try:
+            append_metrics(self.run, {"time": time.time(), "attempt": self.attempt.number, **row})
+        except RunError as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE):
+                raise

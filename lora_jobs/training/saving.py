@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from lora_jobs.checkpoints import FileEntry, flush_part, write_manifest
 from lora_jobs.errors import LoraJobsError, RunError
 from lora_jobs.runs import EXIT_DISK_FULL
+from lora_jobs.training.record import NO_SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from lora_jobs.training.agreement import Agreement
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # What torch's and safetensors' writers say of a full disk: they have no errno. A short write is all torch can see.
 _NO_SPACE_WORDS = ("no space left", "quota exceeded", "file too large", "pytorchstreamwriter failed", "unexpected pos")
 
@@ -76,7 +75,7 @@ def explain_failure(rank: int, error: Exception) -> SaveFailure:
     text = error.message if isinstance(error, LoraJobsError) else " ".join(str(error).split())
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, OSError):
-        no_space = cause.errno in _NO_SPACE
+        no_space = cause.errno in NO_SPACE
     else:
         no_space = any(words in text.lower() for words in _NO_SPACE_WORDS)
     return SaveFailure(rank, text[:300], no_space)

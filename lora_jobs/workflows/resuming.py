@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import (
+    MANIFEST,
     CheckpointVerdict,
     Drift,
+    adopt_checkpoint,
     choose_checkpoint,
     find_drift,
     list_checkpoints,
+    require_own,
     verify_checkpoint,
 )
 from lora_jobs.errors import CheckpointError, ClusterError, RunError, SubmissionError
@@ -31,6 +32,7 @@ from lora_jobs.workflows.submitting import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,9 @@ def plan_resume(
     *,
     allow_drift: Sequence[str] = (),
     from_scratch: bool = False,
+    accept_unverified: bool = False,
 ) -> ResumePlan:
-    """Decide what `resume` would do. Nothing is changed.
+    """Decide what `resume` would do. Nothing is changed. `accept_unverified` takes checkpoints without a manifest.
 
     Errors: RunNotFoundError; RunError when the run is still alive or the spec has drifted; CheckpointError when
     checkpoints exist and none of them is good.
@@ -91,7 +94,7 @@ def plan_resume(
             hint="submit the changed spec, or the same one again, as a new run",
         )
     refuse_drift(drift, allow_drift)
-    choice = choose_checkpoint(run.checkpoints)
+    choice = choose_checkpoint(run.checkpoints, accept_unverified=accept_unverified)
     chosen = None if from_scratch else choice.chosen
     if chosen is None and choice.verdicts and not from_scratch and not finished:
         worst = "; ".join(f"{verdict.path.name}: {verdict.reason}" for verdict in choice.verdicts)
@@ -105,10 +108,7 @@ def plan_resume(
 
 def refuse_foreign(run: Run) -> None:
     """Resuming unpickles what is in the directory: it has to be the user's own."""
-    if run.directory.stat().st_uid != os.geteuid():
-        raise RunError(
-            f"{run.directory} belongs to another user", hint="copy its spec.yaml and submit a run of your own"
-        )
+    require_own(run.directory.resolve(), run.checkpoints)
 
 
 def refuse_active(run: Run, status: RunStatus) -> None:
@@ -150,6 +150,8 @@ def resume_run(plan: ResumePlan, *, cluster: str | None = None, force: bool = Fa
     new = plan_run(report, plan.run.id, plan.run.directory)
     with hold_run(plan.run):
         refuse_active(plan.run, observe_runs([plan.run], ranked=False).runs[0])
+        if plan.chosen is not None and not (plan.chosen / MANIFEST).exists():
+            adopt_checkpoint(plan.chosen)
         undo = change_run(plan.run, new.files, start_over=plan.chosen is None)
         try:
             return send(report, new, plan.run)
@@ -191,23 +193,3 @@ def set_aside_checkpoints(run: Run) -> Path | None:
     run.checkpoints.rename(aside)
     run.checkpoints.mkdir(mode=0o700)
     return aside
-
-
-def verify_path_or_run(target: str | None, *, level: int = 2) -> tuple[CheckpointVerdict, ...]:
-    """A verdict per checkpoint, newest first (and the finished adapter), of a run or of one directory.
-
-    Errors: RunNotFoundError when it is neither; CheckpointError when there is nothing to verify.
-    """
-    path = Path(target) if target else None
-    if path is not None and path.is_dir() and not (path / "spec.yaml").exists():
-        directories = list_checkpoints(path) or [path]
-    else:
-        run = find_run(target, find_runs_root())
-        directories = [*([run.adapter] if run.adapter.is_dir() else []), *list_checkpoints(run.checkpoints)]
-        if not directories:
-            raise CheckpointError(
-                f"{run.id} has no checkpoint yet",
-                path=run.checkpoints,
-                hint="one is committed every training.save_steps steps and at a signal",
-            )
-    return tuple(verify_checkpoint(directory, level=level) for directory in directories)

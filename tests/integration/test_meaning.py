@@ -9,10 +9,19 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from safetensors.numpy import load_file, save_file
 from tiny_runs import RankServer, create_tiny_run, read_logs
 
-from lora_jobs.checkpoints import MANIFEST, commit_checkpoint, verify_checkpoint, verify_foreign
+from lora_jobs.checkpoints import (
+    MANIFEST,
+    adopt_checkpoint,
+    choose_checkpoint,
+    commit_checkpoint,
+    list_checkpoints,
+    load_manifest,
+    verify_checkpoint,
+    verify_foreign,
+)
+from lora_jobs.workflows.verifying import verify_path_or_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.train
 
-STEPS = {"max_steps": 4, "save_steps": 4}
+STEPS = {"max_steps": 4, "save_steps": 2}
 KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "plain": ({"training": {**STEPS, "trainer": "transformers"}}, 1),
     "zero2": (
@@ -75,15 +84,17 @@ def number(name: str, key: str, new: int) -> Damage:
 
 def adapter(change: Callable[[str, Any], Any]) -> Damage:
     def damage(directory: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
         tensors = load_file(directory / ADAPTER)
-        save_file({key: change(key, value) for key, value in tensors.items()}, directory / ADAPTER)
+        save_file({key: change(key, value.clone()) for key, value in tensors.items()}, directory / ADAPTER)
 
     return damage
 
 
 def spoil(key: str, value: Any) -> Any:
     if key.endswith("layers.1.mlp.up_proj.lora_A.weight"):
-        value.flat[5] = float("nan")
+        value.view(-1)[5] = float("nan")
     return value
 
 
@@ -138,6 +149,30 @@ def test_a_real_checkpoint_is_good_at_every_level(kind: str, trained: dict[str, 
     assert not verify_checkpoint(foreign, level=3).good
 
 
+def test_the_manifest_says_what_was_trained_and_who_wrote_what(trained: dict[str, Path]) -> None:
+    newer, older = (load_manifest(path) for path in list_checkpoints(trained["zero2"].parent))
+    assert (older.step, newer.step) == (2, 4)
+    assert {name for name, entry in newer.files.items() if entry.rank == 1} == {
+        "rng_state_1.pth",
+        "global_step4/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    }
+    assert set(newer.files) & {"training_args.bin", "zero_to_fp32.py"} == set()
+    assert {"latest", "scheduler.pt", "trainer_state.json", "adapter_model.safetensors"} <= set(newer.files)
+    assert newer.metadata["batch"] == {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "global": 4,
+    }
+    assert (newer.metadata["attempt"], newer.metadata["threads"]) == (1, 1)
+    assert newer.metadata["data"]["examples"] == 64
+    for manifest in (older, newer):
+        assert all(len(manifest.metadata["model"][key]) == 32 for key in ("config", "tokenizer"))
+    assert older.adapter is not None
+    assert newer.adapter is not None
+    assert older.adapter.structure == newer.adapter.structure
+    assert older.adapter.content != newer.adapter.content
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_contradiction_is_found_though_every_hash_holds(name: str, trained: dict[str, Path], tmp_path: Path) -> None:
     kind, damage, reason = DAMAGES[name]
@@ -150,6 +185,23 @@ def test_a_contradiction_is_found_though_every_hash_holds(name: str, trained: di
     assert reason in verdict.reason
     (directory / MANIFEST).unlink()
     assert reason in verify_foreign(directory).reason
+
+
+def test_a_checkpoint_of_another_tool_is_taken_on_the_users_word_only(trained: dict[str, Path], tmp_path: Path) -> None:
+    directory = copy(trained["plain"], tmp_path)
+    (directory / MANIFEST).unlink()
+    (verdict,) = verify_path_or_run(str(tmp_path))
+    assert not verdict.good
+    assert verdict.reason.startswith("no MANIFEST.json: the save was not finished; ")
+    assert verdict.reason.endswith(
+        "structure and meaning hold, nobody knows the bytes; resume --accept-unverified takes it"
+    )
+    assert choose_checkpoint(tmp_path).chosen is None
+    assert choose_checkpoint(tmp_path, accept_unverified=True).chosen == directory
+    assert not (directory / MANIFEST).exists()
+    manifest = adopt_checkpoint(directory)
+    assert (manifest.step, manifest.world_size, manifest.metadata) == (4, 1, {"accepted_unverified": True})
+    assert choose_checkpoint(tmp_path, level=3).chosen == directory
 
 
 def test_every_large_tensor_of_a_shard_is_looked_at(trained: dict[str, Path], tmp_path: Path) -> None:

@@ -65,31 +65,6 @@ def test_one_missed_save_does_not_stop_the_run(ranks: RankServer, make_run: Call
     assert verify_checkpoint(run.adapter).good
 
 
-def test_the_manifest_says_what_was_trained_and_who_wrote_what(ranks: RankServer, make_run: Callable[..., Run]) -> None:
-    run = make_run("told-1", **TWO)
-    assert ranks.start(run, 2).wait() == [0, 0], read_logs(run)
-    older, newer = (load_manifest(run.checkpoints / f"checkpoint-{step}") for step in (4, 6))
-    assert {name for name, entry in newer.files.items() if entry.rank == 1} == {
-        "rng_state_1.pth",
-        "global_step6/zero_pp_rank_1_mp_rank_00_optim_states.pt",
-    }
-    assert set(newer.files) & {"training_args.bin", "zero_to_fp32.py"} == set()
-    assert {"latest", "scheduler.pt", "trainer_state.json", "adapter_model.safetensors"} <= set(newer.files)
-    assert newer.metadata["batch"] == {
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "global": 4,
-    }
-    assert (newer.metadata["attempt"], newer.metadata["threads"]) == (1, 1)
-    assert newer.metadata["data"]["examples"] == 64
-    for manifest in (older, newer):
-        assert all(len(manifest.metadata["model"][key]) == 32 for key in ("config", "tokenizer"))
-    assert older.adapter is not None
-    assert newer.adapter is not None
-    assert older.adapter.structure == newer.adapter.structure
-    assert older.adapter.content != newer.adapter.content
-
-
 def test_a_checkpoint_larger_than_the_disk_is_not_begun(ranks: RankServer, make_run: Callable[..., Run]) -> None:
     run = make_run("small-1", **TWO)
     run.estimate_path.write_text('{"checkpoint_bytes": 1000000000000000000}')

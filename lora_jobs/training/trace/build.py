@@ -14,7 +14,6 @@ from transformers.initialization import no_init_weights
 from lora_jobs.errors import SpecError
 from lora_jobs.sizing import find_shape
 from lora_jobs.training.model import add_adapter, first_line
-from lora_jobs.training.trace.quantize import quantize
 
 if TYPE_CHECKING:
     from lora_jobs.sizing import ModelShape
@@ -110,6 +109,8 @@ def build_model(spec: JobSpec, config: Any) -> Any:
 
     Call it under FakeTensorMode and torch.device("cuda").
     """
+    if spec.model.quantization is not None:
+        raise SpecError("model.quantization: bitsandbytes' layers cannot be traced", hint="use check without --exact")
     if spec.training.use_liger_kernel:
         raise SpecError("training.use_liger_kernel: its kernels cannot be traced", hint="use check without --exact")
     options = {"attn_implementation": spec.model.attn_implementation} if spec.model.attn_implementation else {}
@@ -119,8 +120,6 @@ def build_model(spec: JobSpec, config: Any) -> Any:
         base.tie_weights()
     except (ImportError, ValueError) as error:
         raise SpecError(f"model: {first_line(error)}") from error
-    if spec.model.quantization is not None:
-        base = quantize(base, spec)
     model = _adapt(base, spec)
     if spec.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

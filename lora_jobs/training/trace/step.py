@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from lora_jobs.sizing.activations import Batch, evaluation_batch, training_batch
 from lora_jobs.training.trace.allocator import Books
 from lora_jobs.training.trace.build import build_model, find_layers
 from lora_jobs.training.trace.kernels import declare_rows
-from lora_jobs.training.trace.quantize import list_statistics
 
 if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec
@@ -47,7 +45,7 @@ def trace_step(spec: JobSpec, config: Any) -> StepTrace:
         if spec.training.trainer == "trl":
             add_fused_lm_head(model.get_base_model(), outputs=FUSED_OUTPUTS)
         gc.collect()
-        books.keep_only(list_held(model))
+        books.keep_only([*model.parameters(), *model.buffers()])
         parameters = count_parameters(model)
         books.peaks.clear()
         books.enter("weights")
@@ -70,17 +68,11 @@ def trace_step(spec: JobSpec, config: Any) -> StepTrace:
     return StepTrace(books.peaks, parameters)
 
 
-def list_held(model: Any) -> list[torch.Tensor]:
-    """Everything that stays on the device with the model: parameters, buffers, what quantization keeps of them."""
-    return [*model.parameters(), *model.buffers(), *list_statistics(model)]
-
-
 def count_parameters(model: Any) -> dict[str, int]:
-    """Parameters of the base model and what is trained; a quantized weight counts as before it was."""
+    """Parameters of the base model and what is trained."""
     counts = {"base": 0, "trainable": 0, "trainable_bytes": 0}
     for name, parameter in model.named_parameters():
-        state = getattr(parameter, "quant_state", None)
-        elements = math.prod(state.shape) if state is not None else parameter.numel()
+        elements = parameter.numel()
         if parameter.requires_grad:
             counts["trainable"] += elements
             counts["trainable_bytes"] += elements * parameter.element_size()
@@ -126,6 +118,7 @@ def _prepare_bitsandbytes(spec: JobSpec, model: Any) -> Any:
         return torch.zeros_like(parameter, dtype=dtype, device="meta" if paged else device.device)
 
     optimizer.get_state_buffer = get_state_buffer
+    optimizer.name2qmap = {name: torch.zeros(QUANTILES) for name in ("dynamic", "udynamic")}
     for number, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
             optimizer.init_state(group, parameter, number, place)
@@ -135,6 +128,9 @@ def _prepare_bitsandbytes(spec: JobSpec, model: Any) -> Any:
     optimizer.step = lambda: None
     return optimizer
 
+
+QUANTILES = 256
+"""Entries of the two tables that 8-bit moments are looked up in."""
 
 PAGED_ELEMENTS = 100_000
 """Smaller tensors' states are not paged. Source: Optimizer8bit.get_state_buffer, bitsandbytes 0.50.2."""

@@ -91,7 +91,35 @@ def test_the_newest_good_checkpoint_is_chosen_and_each_verdict_is_told(run: Run)
     attempt, explanation = begin(run, SLURM)
     assert (attempt.resume_from, attempt.first_step) == ("checkpoint-4", 4)
     assert [line.split(": ")[0] for line in explanation[:3]] == [unfinished.name, broken.name, "checkpoint-4"]
-    assert explanation[2:] == ("checkpoint-4: good", "resuming from checkpoint-4")
+    aside = "checkpoint-8.set-aside-1"
+    assert explanation[2:] == ("checkpoint-4: good", f"moved aside as {aside}", "resuming from checkpoint-4")
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "checkpoint-12",
+        "checkpoint-4",
+        aside,
+        f"{aside}.json",
+    ]
+
+
+def test_what_others_can_write_is_not_resumed_from(run: Run) -> None:
+    open_to_all = add_checkpoint(run, 8)
+    add_checkpoint(run, 4)
+    (open_to_all / "notes.txt").chmod(0o666)
+    start = choose_start(run, world_size=2)
+    assert start.step == 4
+    assert f"{open_to_all}/notes.txt can be written by everyone (mode 0666)" in start.explanation[0]
+    run.checkpoints.chmod(0o777)
+    with pytest.raises(RunError, match=r"checkpoints can be written by everyone \(mode 0777\): what is in it is not"):
+        choose_start(run, world_size=2)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("name", ["", "checkpoints"])
+def test_a_run_of_another_user_is_not_resumed(run: Run, name: str) -> None:
+    add_checkpoint(run, 4)
+    os.chown(run.directory / name, 65534, 65534)
+    with pytest.raises(RunError, match=r"belongs to another user \(uid 65534\)"):
+        choose_start(run, world_size=2)
 
 
 def test_an_unfinished_save_alone_means_starting_over(run: Run) -> None:
