@@ -47,6 +47,7 @@ def list_rows() -> dict[str, JobSpec]:
             "no dropout": {"lora__lora_dropout": 0.0},
             "no autocast": {"training__bf16": False},
             "batch 4": {"training__per_device_train_batch_size": 4},
+            "half adapters": {"lora__autocast_adapter_dtype": False},
             "modules_to_save": {"lora__modules_to_save": ["embed_tokens", "lm_head"]},
         }.items():
             rows[f"{model} {name}"] = build_spec(model, **changes, **EVALUATED)
@@ -101,14 +102,29 @@ def measure(spec: JobSpec) -> dict[str, Any]:
     return {**found, "gpu": torch.cuda.get_device_name()}
 
 
+def list_predictions(only: str) -> None:
+    """A line a row: the predicted bytes of training and of evaluation."""
+    rows = {name: spec for name, spec in list_rows().items() if only in name}
+    for name, spec in rows.items():
+        predicted = predict(spec)
+        train = max(size for key, size in predicted.items() if "evaluation" not in key)
+        evaluation = max(size for key, size in predicted.items() if "evaluation" in key)
+        print(f"{name:50} {train / 2**30:8.2f} GiB training {evaluation / 2**30:8.2f} GiB evaluation")
+    print(f"{len(rows)} rows")
+
+
 def main() -> None:
     """Measure every row that is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--dry-run", action="store_true", help="list the rows with their predictions; needs no GPU")
     parser.add_argument("--only", default="", help="rows whose name holds this")
     options = parser.parse_args()
     if options.row:
         print(json.dumps(measure(parse_spec(options.row, source="row"))))
+        return
+    if options.dry_run:
+        list_predictions(options.only)
         return
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
     stored["versions"] = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "accelerate")}

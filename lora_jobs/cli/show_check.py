@@ -108,7 +108,7 @@ def _show_parts(report: CheckReport) -> None:
 
 def _show_exact(report: CheckReport) -> None:
     """The trace beside the estimate, in allocated bytes."""
-    if report.exact is None:
+    if report.exact is None or not report.is_estimated:
         return
     traced, estimated = report.exact.allocated_peak_bytes, report.verdict.estimate.allocated_peak_bytes
     instant = report.exact.binding.replace("_", " ")

@@ -6,13 +6,17 @@ length, r of LoRA. Source: traces of transformers' and PEFT's own code, torch's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from lora_jobs.sizing.dora import saved_bytes as dora_bytes
+from lora_jobs.sizing.dora import transient_bytes as dora_transient_bytes
 from lora_jobs.sizing.parameters import trainable_tensors
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_jobs.sizing.gpus import Gpu
     from lora_jobs.sizing.models import ModelShape
     from lora_jobs.spec.job import JobSpec
@@ -37,12 +41,18 @@ class Batch:
 
 def training_batch(spec: JobSpec) -> Batch:
     """The largest micro-batch: every row as long as data.max_length allows, padded up to the multiple asked for."""
-    return Batch(spec.training.per_device_train_batch_size, _padded_length(spec))
+    return _batch(spec, spec.training.per_device_train_batch_size)
 
 
 def evaluation_batch(spec: JobSpec) -> Batch:
     """The largest evaluation batch."""
-    return Batch(spec.training.per_device_eval_batch_size, _padded_length(spec))
+    return _batch(spec, spec.training.per_device_eval_batch_size)
+
+
+def _batch(spec: JobSpec, rows: int) -> Batch:
+    """With packing TRL's collator lays all rows end to end in one, also in evaluation (padding_free)."""
+    length = _padded_length(spec)
+    return Batch(1, rows * length) if spec.data.packing else Batch(rows, length)
 
 
 def _padded_length(spec: JobSpec) -> int:
@@ -80,6 +90,10 @@ class LayerCost:
     adapters: int
     adapter_elements: int
     """LoRA parameters of the layer."""
+    dora: int
+    """Bytes (not per token) that DoRA keeps of the layer."""
+    dora_transient: int
+    """Bytes that DoRA needs beside them while its largest layer runs."""
     mlp_backward: int
     """Live in the MLP's backward, beside what was saved."""
     attention_backward: int
@@ -96,21 +110,30 @@ class LayerCost:
 
 def layer_costs(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision, batch: Batch) -> list[LayerCost]:
     """The cost of every layer; layers differ by window and by which of their projections carry an adapter."""
-    targets: list[set[str]] = [set() for _ in range(shape.num_hidden_layers)]
+    ranks: list[dict[str, int]] = [{} for _ in range(shape.num_hidden_layers)]
     elements = [0] * shape.num_hidden_layers
+    dora: list[list[int]] = [[0, 0] for _ in range(shape.num_hidden_layers)]
+    dropout = spec.lora.lora_dropout > 0
     for tensor in trainable_tensors(shape, spec.lora):
         if tensor.part == "lora" and tensor.module.layer is not None:
-            targets[tensor.module.layer].add(tensor.module.leaf)
+            if tensor.rank:
+                ranks[tensor.module.layer][tensor.module.leaf] = tensor.rank
+            if tensor.rank and spec.lora.use_dora:
+                kept = dora_bytes(tensor.module, precision, batch.tokens, dropout=dropout)
+                live = dora_transient_bytes(tensor.module, precision, batch.tokens, dropout=dropout)
+                dora[tensor.module.layer][0] += kept
+                dora[tensor.module.layer][1] = max(dora[tensor.module.layer][1], live)
             elements[tensor.module.layer] += tensor.elements
-    known: dict[tuple[frozenset[str], bool, int], LayerCost] = {}
+    known: dict[tuple[tuple[tuple[str, int], ...], bool, int], LayerCost] = {}
     every = shape.traits.full_attention_every
     costs = []
     for layer in range(shape.num_hidden_layers):
         sliding = shape.sliding_window is not None and not (every and (layer + 1) % every == 0)
-        key = (frozenset(targets[layer]), sliding, elements[layer])
+        key = (tuple(ranks[layer].items()), sliding, elements[layer])
         if key not in known:
             kernel = choose_kernel(spec, shape, gpu, batch, sliding=sliding)
-            known[key] = _layer_cost(spec, shape, precision, batch, kernel, key[0], elements[layer])
+            cost = _layer_cost(spec, shape, precision, batch, kernel, ranks[layer], elements[layer])
+            known[key] = replace(cost, dora=dora[layer][0], dora_transient=dora[layer][1])
         costs.append(known[key])
     return costs
 
@@ -121,7 +144,7 @@ def _layer_cost(
     precision: Precision,
     batch: Batch,
     kernel: Attention,
-    targets: frozenset[str],
+    targets: Mapping[str, int],
     elements: int,
 ) -> LayerCost:
     h, q, i = shape.hidden_size, shape.query_size, shape.intermediate_size
@@ -129,7 +152,7 @@ def _layer_cost(
     adapters = _adapter_bytes(spec, shape, precision, kernel, targets)
     attention = _attention_bytes(shape, precision, batch, kernel)
     in_qkv = [name for name in QKV if name in targets]
-    qkv_adapters = _adapter_bytes(spec, shape, precision, kernel, frozenset(in_qkv))
+    qkv_adapters = _adapter_bytes(spec, shape, precision, kernel, {name: targets[name] for name in in_qkv})
     attention_backward = 0
     if kernel == "eager":
         scores = (
@@ -150,6 +173,8 @@ def _layer_cost(
         mlp=3 * precision.output * i,
         adapters=adapters,
         adapter_elements=elements,
+        dora=0,
+        dora_transient=0,
         mlp_backward=_mlp_backward(shape, precision, dropout=bool(dropout), adapted="down_proj" in targets),
         attention_backward=attention_backward,
         fused_gate="gate_up_proj" in targets,
@@ -226,13 +251,13 @@ def _expanded_keys(shape: ModelShape, batch: Batch) -> int:
 
 
 def _adapter_bytes(
-    spec: JobSpec, shape: ModelShape, precision: Precision, kernel: Attention, targets: frozenset[str]
+    spec: JobSpec, shape: ModelShape, precision: Precision, kernel: Attention, targets: Mapping[str, int]
 ) -> int:
     """Per adapted layer: its input (its own copy where it is cast or dropped out), a mask byte, and A's output r."""
     h, q, i = shape.hidden_size, shape.query_size, shape.intermediate_size
     dropout = spec.lora.lora_dropout > 0
-    width, r = precision.lora_input, spec.lora.r
-    outputs = width * r * len(targets)
+    width = precision.lora_input
+    outputs = width * sum(targets.values())
     groups = ((QKV, h), (("o_proj",), q), (GATE_UP, h), (("down_proj",), i))
     total = outputs
     for names, size in groups:

@@ -38,6 +38,12 @@ def refuse_unworkable(spec: JobSpec, shape: ModelShape) -> None:
         problems.append(
             Problem("lora.target_modules", f"{message}; leave it out, or set training.trainer: transformers")
         )
+    if spec.lora.trainable_token_indices and shape.tie_word_embeddings and uses_fused_loss(spec):
+        message = (
+            f"PEFT wraps the tied lm_head of {shape.name}, and TRL's loss then fails on it; "
+            "set training.trainer: transformers"
+        )
+        problems.append(Problem("lora.trainable_token_indices", message))
     if problems:
         raise SpecError("; ".join(problem.message for problem in problems), problems=problems)
 
@@ -62,8 +68,6 @@ def list_warnings(spec: JobSpec, shape: ModelShape, gpu: Gpu, estimate: Estimate
         yield f"data.max_length {length} is beyond the {shape.max_position_embeddings} positions of {shape.name}"
     yield from _trainable_warnings(spec, shape)
     yield from _evaluation_warnings(spec, gpu, estimate)
-    if spec.lora.use_dora:
-        yield "DoRA keeps more activations than LoRA: they are not in this estimate"
     if spec.model.quantization is not None and spec.deepspeed is not None and spec.deepspeed.zero_stage == 3:
         yield "ZeRO-3 does not split a quantized base as this estimate assumes: use zero_stage 2"
     if gpu.is_cpu:

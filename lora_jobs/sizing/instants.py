@@ -86,7 +86,7 @@ def build_step(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Step:
         precision,
         batch,
         evaluation_batch(spec),
-        head_gradient=state.head_gradient,
+        head_gradient=state.head_gradient or state.merged_head,
         on_cpu=gpu.is_cpu,
     )
     layers = layer_costs(spec, shape, gpu, precision, batch)
@@ -97,6 +97,7 @@ def list_instants(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> tuple[Instant, 
     """The instants of the job, in the order of a step."""
     step = build_step(spec, shape, gpu)
     return (
+        *_layer_forward(step),
         _loss_forward(step),
         *_loss_backward(step),
         *_layer_backward(step),
@@ -159,7 +160,26 @@ def _activations(step: Step) -> dict[str, int]:
         "saved_activations": saved + final_norm,
         "adapter_casts": _adapter_casts(step, step.adapter_elements),
         "weight_casts": _weight_casts(step, len(step.layers)),
+        "dora": sum(layer.dora for layer in step.layers),
         **_shared(step),
+    }
+
+
+def _layer_forward(step: Step) -> list[Instant]:
+    """The last layer's forward pass, where DoRA rebuilds a weight beside everything saved."""
+    if step.checkpointing or not step.layers[-1].dora_transient:
+        return []
+    parts = {**_fixed(step), **_activations(step), "dora_rebuilt_weight": step.layers[-1].dora_transient}
+    return [Instant("layer_forward", "in the forward pass of the last layer", parts)]
+
+
+def _merged_head(step: Step) -> dict[str, int]:
+    """The tied output layer with its trained rows put in, and its input, kept for those rows' gradient."""
+    if not step.state.merged_head:
+        return {}
+    return {
+        "merged_head": step.state.merged_head,
+        "head_input": step.precision.output * step.shape.hidden_size * step.batch.tokens,
     }
 
 
@@ -172,15 +192,21 @@ def _loss_forward(step: Step) -> Instant:
         "adapter_casts": casts,
         "hidden_states": hidden,
         step.loss.name: step.loss.forward,
+        **_merged_head(step),
     }
     return Instant("loss_forward", "while the loss is computed", parts)
 
 
 def _loss_backward(step: Step) -> list[Instant]:
-    common = {**_fixed(step), **_activations(step), "reduce_buckets": step.state.reduce_buckets}
+    common = {
+        **_fixed(step),
+        **_activations(step),
+        **_merged_head(step),
+        "reduce_buckets": step.state.reduce_buckets,
+    }
     parts = {**common, step.loss.name: step.loss.backward}
     instants = [Instant("loss_backward", "while the loss is differentiated", parts)]
-    if step.state.head_gradient:
+    if step.state.head_gradient or step.state.merged_head:
         parts = {**common, step.loss.name: step.loss.head_backward}
         instants.append(Instant("head_backward", "while the output layer's gradient is computed", parts))
     return instants
@@ -221,12 +247,17 @@ def _live(layer: LayerCost) -> int:
 
 
 def _recomputed(step: Step, layer: LayerCost) -> dict[str, int]:
-    return {
+    parts = {
         **_shared(step),
         "recomputed_layer": _live(layer) * step.batch.tokens,
         "adapter_casts": _adapter_casts(step, layer.adapter_elements),
         "weight_casts": _weight_casts(step, 1),
+        "dora": layer.dora,
     }
+    recomputing = layer.saved * step.batch.tokens + layer.dora_transient
+    if recomputing > parts["recomputed_layer"]:
+        parts |= {"recomputed_layer": layer.saved * step.batch.tokens, "dora_rebuilt_weight": layer.dora_transient}
+    return parts
 
 
 def _embedding_backward(step: Step) -> list[Instant]:
@@ -263,7 +294,8 @@ def _evaluation(step: Step) -> list[Instant]:
         "rotary_embeddings": rope_bytes(shape, precision, batch),
     }
     hidden = (precision.residual + precision.output) * shape.hidden_size * batch.tokens
-    loss = {**shared, "hidden_states": hidden, f"evaluation_{step.loss.name}": step.loss.evaluation}
+    merged = {"merged_head": step.state.merged_head}
+    loss = {**shared, **merged, "hidden_states": hidden, f"evaluation_{step.loss.name}": step.loss.evaluation}
     layer = {**shared, "evaluation_layer": _evaluated_layer(step, batch), "dequantized_weight": _dequantized(step)}
     return [
         Instant("evaluation_loss", "while an evaluation's loss is computed", loss),

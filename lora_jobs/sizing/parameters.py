@@ -27,6 +27,8 @@ class TrainableTensor:
     module: Module
     part: Part
     elements: int
+    rank: int = 0
+    """Of an adapter, at its first tensor."""
 
 
 def count_parameters(shape: ModelShape) -> int:
@@ -61,7 +63,7 @@ def _adapter_tensors(module: Module, lora: LoraSpec, r: int) -> list[TrainableTe
     sizes = [r * module.fan_in, r * module.fan_out]
     if lora.use_dora:
         sizes.append(module.fan_out)
-    return [TrainableTensor(module, "lora", elements) for elements in sizes]
+    return [TrainableTensor(module, "lora", elements, 0 if place else r) for place, elements in enumerate(sizes)]
 
 
 def _token_tensors(shape: ModelShape, lora: LoraSpec) -> list[TrainableTensor]:

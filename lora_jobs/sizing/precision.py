@@ -51,15 +51,17 @@ def choose_precision(spec: JobSpec) -> Precision:
     DeepSpeed's engine (casts every parameter), prepare_model_for_kbit_training (fp32 for what is not quantized),
     TRL's SFTTrainer (bf16 adapters on a quantized base).
     """
-    mixed = spec.training.bf16 or spec.training.fp16
+    autocast = spec.deepspeed is not None and spec.deepspeed.torch_autocast
+    mixed = spec.training.bf16 or spec.training.fp16 or autocast
     deepspeed = spec.deepspeed is not None
-    if deepspeed and mixed:
+    if deepspeed and mixed and not autocast:
         return _deepspeed_half()
     quantized = spec.model.quantization is not None
     base = SINGLE if quantized or spec.model.dtype == "float32" else HALF
-    half_adapters = (quantized and spec.training.trainer == "trl") or (
-        base == HALF and spec.deepspeed is not None and spec.deepspeed.zero_stage == 3
+    keeps_dtype = not spec.lora.autocast_adapter_dtype or (
+        spec.deepspeed is not None and spec.deepspeed.zero_stage == 3
     )
+    half_adapters = (quantized and spec.training.trainer == "trl") or (base == HALF and keeps_dtype)
     adapter = HALF if half_adapters else SINGLE
     output = HALF if base == HALF or (mixed and not quantized) else SINGLE
     lora_input = HALF if mixed or adapter == HALF else SINGLE

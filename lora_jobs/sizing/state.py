@@ -19,11 +19,14 @@ NF4_BYTES = 0.5625
 NF4_DOUBLE_QUANT_BYTES = 0.51587
 """With the absmax quantized again to 8 bits, in blocks of 256. Source: QLoRA, arXiv:2305.14314, section 3."""
 
-ADAM_8BIT_BYTES = 2.03
-"""Per parameter: two moments of 8 bits with their absmax. Source: bitsandbytes, blockwise optimizers."""
+ADAM_8BIT_BLOCK = 256
+"""Elements that share one fp32 absmax in each of the two 8-bit moments. Source: bitsandbytes, Optimizer2State."""
 
 ADAM_8BIT_SMALLEST = 4096
 """Tensors below this many elements keep fp32 moments. Source: bitsandbytes, min_8bit_size."""
+
+PAGED_ELEMENTS = 100_000
+"""Smaller tensors keep their moments on the device. Source: Optimizer8bit.get_state_buffer of bitsandbytes 0.50."""
 
 STEP_TENSOR_BYTES = 512
 """A fused AdamW keeps its step counter on the device: one allocator block per tensor."""
@@ -58,6 +61,8 @@ class State:
     head_gradient: int = 0
     """The gradient of a trained output layer; 0 where it is frozen."""
     embedding_gradient: int = 0
+    merged_head: int = 0
+    """trainable_token_indices on a tied model: the output layer's weight with the trained rows put in, each step."""
     largest_quantized: int = 0
     """Parameters of the largest quantized layer: dequantized one at a time."""
 
@@ -88,17 +93,25 @@ def base_bytes(shape: ModelShape, precision: Precision, quantization: Quantizati
 
 def tensor_bytes(tensor: TrainableTensor, precision: Precision) -> int:
     """Bytes of one trained tensor; a gradient has as many."""
-    width = {"lora": precision.adapter, "saved": precision.saved, "bias": precision.base}[tensor.part]
+    widths = {"saved": precision.saved, "bias": precision.base}
+    width = widths.get(tensor.part, precision.adapter)
     return tensor.elements * width
 
 
 def moment_bytes(tensor: TrainableTensor, precision: Precision, optim: str) -> int:
     """Bytes of Adam's two moments for one tensor: in the tensor's own dtype, fp32 from a fp32 master, or 8 bits."""
     if optim.endswith("_8bit") and tensor.elements >= ADAM_8BIT_SMALLEST:
-        return round(tensor.elements * ADAM_8BIT_BYTES)
+        return 2 * (tensor.elements + SINGLE * -(-tensor.elements // ADAM_8BIT_BLOCK))
     if precision.has_master or "bit" in optim:
         return 2 * SINGLE * tensor.elements
     return 2 * tensor_bytes(tensor, precision) + (STEP_TENSOR_BYTES if optim == "adamw_torch_fused" else 0)
+
+
+def paged_bytes(tensor: TrainableTensor, optim: str) -> int:
+    """Bytes of one tensor's moments in managed memory; the absmax of 8-bit ones stay on the device."""
+    if not optim.startswith("paged_") or tensor.elements < PAGED_ELEMENTS:
+        return 0
+    return 2 * tensor.elements * (1 if optim.endswith("_8bit") else SINGLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,8 @@ class _Sizes:
     copies: int
     gradients: int
     moments: int
+    paged: int
+    """The part of the moments that a paged optimizer keeps in managed memory, outside torch's allocator."""
     elements: int
 
 
@@ -120,6 +135,7 @@ def _compute_sizes(spec: JobSpec, shape: ModelShape, precision: Precision) -> _S
         copies=sum(tensor_bytes(tensor, precision) for tensor in tensors if tensor.part != "bias"),
         gradients=sum(tensor_bytes(tensor, precision) for tensor in tensors),
         moments=sum(moment_bytes(tensor, precision, spec.training.optim) for tensor in tensors),
+        paged=sum(paged_bytes(tensor, spec.training.optim) for tensor in tensors),
         elements=sum(tensor.elements for tensor in tensors),
     )
 
@@ -131,23 +147,25 @@ def compute_state(spec: JobSpec, shape: ModelShape, precision: Precision) -> Sta
         state = _plain_state(spec, sizes)
     else:
         state = _zero_state(spec, spec.deepspeed, shape, precision, sizes)
+    # The rows are put into a copy of the whole embedding, whose gradient is as large. Source: TrainableTokensLayer.
+    tokens = shape.vocab_size * shape.hidden_size * precision.base if spec.lora.trainable_token_indices else 0
     return replace(
         state,
         head_gradient=_saved_bytes(shape, spec.lora, precision, HEAD),
-        embedding_gradient=_saved_bytes(shape, spec.lora, precision, find_token_embedding(shape).name),
+        embedding_gradient=tokens or _saved_bytes(shape, spec.lora, precision, find_token_embedding(shape).name),
+        merged_head=tokens if shape.tie_word_embeddings else 0,
         largest_quantized=_largest_quantized(shape, spec.model.quantization),
     )
 
 
 def _plain_state(spec: JobSpec, sizes: _Sizes) -> State:
     """No DeepSpeed: one process, or DistributedDataParallel, whose buckets are a second copy of all gradients."""
-    paged = spec.training.optim.startswith("paged_")
     accumulates = spec.training.gradient_accumulation_steps > 1
     return State(
         base=sizes.base,
         trainable=sizes.copies,
-        optimizer=0 if paged else sizes.moments,
-        host_optimizer=sizes.moments if paged else 0,
+        optimizer=sizes.moments - sizes.paged,
+        host_optimizer=sizes.paged,
         gradients=sizes.gradients,
         accumulated=sizes.gradients if accumulates else 0,
         growing=0 if accumulates else 1,

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,8 @@ from lora_jobs.sizing import (
     size_job,
 )
 from lora_jobs.sizing.margins import Word, cautious_bytes, choose_verdict, required_bytes
+from lora_jobs.sizing.models import UnknownModelError
+from lora_jobs.sizing.traced import ALLOCATED, TracedModel, size_traced
 from lora_jobs.spec import (
     ClusterEnvironment,
     JobSpec,
@@ -55,6 +58,8 @@ class Exact:
     allocated_peak_bytes: int
     instants: dict[str, int]
     versions: dict[str, str]
+    parameters: dict[str, int]
+    """Of the base model and trained, and the bytes of the trained."""
 
     @property
     def binding(self) -> str:
@@ -73,6 +78,11 @@ class CheckReport:
     verdict: Verdict
     blockers: tuple[Problem, ...] = ()
     exact: Exact | None = None
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the verdict is the closed form's; else a trace alone gave every figure."""
+        return ALLOCATED not in self.verdict.estimate.components
 
     @property
     def word(self) -> Word:
@@ -99,6 +109,7 @@ class CheckReport:
         values = self.verdict.to_json()
         if self.exact is not None:
             values = {**values, "fits": self.fits, "verdict": self.word, "exact": asdict(self.exact)}
+            values["source"] = "estimate and trace" if self.is_estimated else "trace"
         return {
             **values,
             "name": self.spec.name,
@@ -136,8 +147,31 @@ def find_device(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
     return cpu_device(memory_bytes) if device == "cpu" else detected_gpu(device, memory_bytes)
 
 
+@dataclass(slots=True)
+class TracingSizer:
+    """The closed form; for a model that it does not know, a trace in the job's environment, which it keeps."""
+
+    environment: ClusterEnvironment
+    exact: Exact | None = None
+
+    def __call__(self, spec: JobSpec, gpu: Gpu, *, warnings: Sequence[str] = (), **advice: Any) -> Verdict:
+        try:
+            return size_job(spec, gpu, warnings=warnings, **advice)
+        except UnknownModelError:
+            self.exact = exact = trace_spec(spec, self.environment)
+        counts = exact.parameters
+        model = TracedModel(exact.instants, counts["base"], counts["trainable"], counts["trainable_bytes"])
+        return size_traced(spec, gpu, model, warnings=warnings)
+
+
 def check_spec(
-    spec: JobSpec, environment: ClusterEnvironment, backend: Backend, *, place: Placing = tuple, compare: bool = False
+    spec: JobSpec,
+    environment: ClusterEnvironment,
+    backend: Backend,
+    *,
+    place: Placing = tuple,
+    compare: bool = False,
+    size: Callable[..., Verdict] = size_job,
 ) -> CheckReport:
     """Everything that can be known before submission; SpecError where the spec contradicts the cluster or the data.
 
@@ -157,7 +191,7 @@ def check_spec(
     gpu = find_device(spec, environment)
     sized = name_fetched_model(spec, environment)
     cards = list_common_cards(gpu) if compare and not gpu.is_cpu else ()
-    verdict = size_job(sized, gpu, warnings=warnings, elsewhere=list_elsewhere(sized, environment), cards=cards)
+    verdict = size(sized, gpu, warnings=warnings, elsewhere=list_elsewhere(sized, environment), cards=cards)
     return CheckReport(spec, environment, backend, gpu, verdict, blockers)
 
 
@@ -222,8 +256,12 @@ def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False)
     """
     document = load_document(path, overrides)
     environment = load_environment(document.value.resources.cluster)
-    report = check_spec(document.value, environment, environment.scheduler, place=document.place, compare=True)
-    return replace(report, exact=trace_spec(report.spec, environment)) if exact else report
+    check = partial(check_spec, document.value, environment, environment.scheduler, place=document.place, compare=True)
+    if not exact:
+        return check()
+    sizer = TracingSizer(environment)
+    report = check(size=sizer)
+    return replace(report, exact=sizer.exact or trace_spec(report.spec, environment))
 
 
 def trace_spec(spec: JobSpec, environment: ClusterEnvironment) -> Exact:
@@ -242,4 +280,4 @@ def trace_spec(spec: JobSpec, environment: ClusterEnvironment) -> Exact:
         ) from error
     if "error" in values:
         raise SpecError(f"--exact: {values['error']}", hint=values["hint"])
-    return Exact(values["peak_bytes"], values["instants"], values["versions"])
+    return Exact(values["peak_bytes"], values["instants"], values["versions"], values["parameters"])

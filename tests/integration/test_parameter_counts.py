@@ -11,14 +11,14 @@ import pytest
 from lora_jobs.sizing import MODELS, ModelShape, count_parameters, count_trainable, find_shape
 from lora_jobs.sizing.modules import list_modules
 from lora_jobs.sizing.targets import match_targets
-from lora_jobs.spec.job import LoraSpec
+from lora_jobs.spec.job import DEFAULT_TARGETS, LoraSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.train
 
-SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SEVEN = DEFAULT_TARGETS
 HEAD_AND_EMBEDDING = ("embed_tokens", "lm_head")
 
 # The stack warns about things that are not the subject here: PEFT about tied weights, torch about its own future.
@@ -27,6 +27,11 @@ FORGIVEN = "ignore"
 VARIANTS: dict[str, dict[str, Any]] = {
     "r 64, all seven": {"r": 64, "target_modules": SEVEN},
     "q and v": {"r": 8, "target_modules": ("q_proj", "v_proj")},
+    "rank patterns": {
+        "r": 8, "target_modules": SEVEN,
+        "rank_pattern": {r"layers\.1\.self_attn\.o_proj": 2, "o_proj": 32, "mlp.down_proj": 4},
+    },
+    "trained tokens": {"r": 8, "target_modules": SEVEN, "trainable_token_indices": (3, 5)},
     "regex": {
         "r": 16, "target_modules": r"model\.(language_model\.)?layers\.[0-2]\.(self_attn\.(q|k)|mlp\.down)_proj",
     },
@@ -95,6 +100,7 @@ def add_adapter(model: Any, lora: LoraSpec) -> Any:
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
+        rank_pattern=dict(lora.rank_pattern), trainable_token_indices=list(lora.trainable_token_indices) or None,
         task_type="CAUSAL_LM", r=lora.r, target_modules=targets, modules_to_save=list(lora.modules_to_save) or None,
         bias=lora.bias, use_dora=lora.use_dora, ensure_weight_tying=lora.ensure_weight_tying,
     )  # fmt: skip
@@ -135,6 +141,7 @@ def test_trainable_parameters_are_those_of_peft(name: str, variant: str) -> None
 
 @pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
 def test_every_row_trains_as_many_as_peft(shape: ModelShape) -> None:
+    shape = replace(shape, num_hidden_layers=2)
     lora = LoraSpec(**VARIANTS["head and embedding saved"])
     model = add_adapter(build_model(shape), lora)
     assert count_trainable(shape, lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -149,6 +156,15 @@ def test_a_saved_config_reads_back_as_the_row(shape: ModelShape, tmp_path: Path)
         shape.tie_word_embeddings, shape.sliding_window, shape.max_position_embeddings,
     )  # fmt: skip
     assert count_parameters(read) == count_parameters(shape)
+
+
+@pytest.mark.parametrize("variant", ["r 64, all seven", "all-linear", "rank patterns", "trained tokens"])
+def test_fused_projections_are_adapted_as_peft_does(variant: str) -> None:
+    shape, lora = replace(find_shape("phi-4-mini"), num_hidden_layers=2), LoraSpec(**VARIANTS[variant])
+    model = add_adapter(build_model(shape), lora)
+    assert count_trainable(shape, lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert len(adapted) == len(match_targets(shape, lora.target_modules)) == 4 * 2
 
 
 def test_gemma_3_4b_text_part_is_its_own_model() -> None:

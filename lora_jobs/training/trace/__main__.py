@@ -5,6 +5,7 @@ Each line is answered before the next is read; what cannot be traced is answered
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -23,16 +24,25 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints
     warnings.simplefilter("ignore")
+    _prepare()
     for line in sys.stdin:
         _answer(line, answers)
+
+
+def _prepare() -> None:
+    """Import the libraries and set their objects aside, so that collecting a traced model's garbage is quick."""
+    from lora_jobs.training.trace import extrapolate as _extrapolate  # noqa: F401
+    from lora_jobs.training.trace.kernels import install_rules
+
+    install_rules()
+    gc.collect()
+    gc.freeze()
 
 
 def _answer(line: str, answers: IO[str]) -> None:
     from lora_jobs.spec import parse_spec
     from lora_jobs.training.trace.extrapolate import trace_job
-    from lora_jobs.training.trace.kernels import install_rules
 
-    install_rules()
     try:
         request: dict[str, Any] = json.loads(line)
         trace = trace_job(parse_spec(json.dumps(request["spec"]), source="spec"), cached=request.get("cached", True))

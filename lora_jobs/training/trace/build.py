@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from lora_jobs.errors import SpecError
 from lora_jobs.sizing import find_shape
-from lora_jobs.training.model import add_adapter
+from lora_jobs.training.model import add_adapter, first_line
 
 if TYPE_CHECKING:
     from lora_jobs.sizing import ModelShape
@@ -30,6 +31,9 @@ _SAME_NAMES = (
     "max_position_embeddings",
 )
 
+MOST_LAYERS = 1000
+"""More is a slip or an attack."""
+
 _NO_HEAD_DIM = ("qwen2", "phi3", "smollm3")
 """Families whose configs have no head_dim: it is hidden_size / num_attention_heads."""
 
@@ -37,9 +41,18 @@ _NO_HEAD_DIM = ("qwen2", "phi3", "smollm3")
 def load_config(name_or_path: str) -> Any:
     """transformers' config: of a local directory, else of a row of the model table."""
     directory = Path(name_or_path).expanduser()
-    if (directory / "config.json").is_file():
-        return AutoConfig.from_pretrained(str(directory))
-    return config_of(find_shape(name_or_path))
+    if not (directory / "config.json").is_file():
+        return config_of(find_shape(name_or_path))
+    try:
+        config = AutoConfig.from_pretrained(str(directory))
+        layers = text_config(config).num_hidden_layers
+    except (OSError, StrictDataclassError, ValueError, TypeError, AttributeError, KeyError, ArithmeticError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise SpecError(f"{directory / 'config.json'}: {said}") from error
+    if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
+        message = f"num_hidden_layers is {layers!r}, wanted a whole number from 1 to {MOST_LAYERS:,}"
+        raise SpecError(f"{directory / 'config.json'}: {message}")
+    return config
 
 
 def config_of(shape: ModelShape) -> Any:
@@ -96,29 +109,44 @@ def build_model(spec: JobSpec, config: Any) -> Any:
 
     Call it under FakeTensorMode and torch.device("cuda").
     """
-    if spec.data.packing:
-        raise SpecError("data.packing: rows packed by their values cannot be traced", hint="use check without --exact")
     if spec.model.quantization is not None:
         raise SpecError("model.quantization: bitsandbytes' layers cannot be traced", hint="use check without --exact")
+    if spec.training.use_liger_kernel:
+        raise SpecError("training.use_liger_kernel: its kernels cannot be traced", hint="use check without --exact")
     options = {"attn_implementation": spec.model.attn_implementation} if spec.model.attn_implementation else {}
     try:
         with no_init_weights():
             base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.model.dtype), **options)
         base.tie_weights()
     except (ImportError, ValueError) as error:
-        raise SpecError(f"model: {str(error).splitlines()[0][:300]}") from error
-    model = add_adapter(base, spec, zero_stage=spec.deepspeed.zero_stage if spec.deepspeed else None)
+        raise SpecError(f"model: {first_line(error)}") from error
+    model = _adapt(base, spec)
     if spec.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    if spec.deepspeed is not None and (spec.training.bf16 or spec.training.fp16):
+    if spec.deepspeed is not None and casts_parameters(spec):
         model.to(torch.bfloat16 if spec.training.bf16 else torch.float16)
     return model
 
 
-def find_layers(model: Any, count: int) -> list[Any]:
-    """The decoder layers, first to last."""
+def casts_parameters(spec: JobSpec) -> bool:
+    """Whether DeepSpeed's engine casts every parameter to half precision."""
+    zero = spec.deepspeed
+    return zero is not None and not zero.torch_autocast and (spec.training.bf16 or spec.training.fp16)
+
+
+def _adapt(base: Any, spec: JobSpec) -> Any:
+    try:
+        return add_adapter(base, spec, zero_stage=spec.deepspeed.zero_stage if spec.deepspeed else None)
+    except SpecError as error:
+        names = {name.rsplit(".", 1)[-1] for name, part in base.named_modules() if isinstance(part, torch.nn.Linear)}
+        raise SpecError(str(error), hint=f"the model's linear layers are {', '.join(sorted(names))}") from error
+
+
+def find_layers(model: Any, config: Any) -> list[Any]:
+    """The decoder layers, first to last: the one list of modules with as many parts as the config says."""
+    count = text_config(config).num_hidden_layers
     for name, module in model.named_modules():
-        if name.endswith(".layers") and "vision" not in name and len(module) == count:
+        if isinstance(module, torch.nn.ModuleList) and "vision" not in name and len(module) == count:
             return list(module)
     raise SpecError(f"no list of {count} decoder layers in {type(model.get_base_model()).__name__}")

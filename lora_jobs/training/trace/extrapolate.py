@@ -14,6 +14,7 @@ from lora_jobs.errors import SpecError
 from lora_jobs.runs import write_atomic
 from lora_jobs.sizing import find_gpu, find_shape
 from lora_jobs.sizing.instants import list_instants
+from lora_jobs.sizing.models import UnknownModelError
 from lora_jobs.training.trace.build import layer_kinds, load_config, with_layers
 from lora_jobs.training.trace.shim import find_cache
 from lora_jobs.training.trace.step import trace_step
@@ -21,7 +22,7 @@ from lora_jobs.training.trace.step import trace_step
 if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec
 
-LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Trace:
     instants: dict[str, int]
     layers_traced: tuple[int, ...]
     versions: dict[str, str]
+    parameters: dict[str, int]
+    """Of the base model and trained ones, and the bytes of the trained."""
 
     @property
     def peak_bytes(self) -> int:
@@ -45,14 +48,18 @@ def trace_job(spec: JobSpec, *, cached: bool = True) -> Trace:
     path = find_cache() / "traces" / f"{_cache_key(spec, config, versions)}.json"
     if cached and path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return Trace(stored["instants"], tuple(stored["layers_traced"]), stored["versions"])
+        return Trace(**{**stored, "layers_traced": tuple(stored["layers_traced"])})
     kinds = layer_kinds(config)
     layouts = [kinds] if _names_layers(spec) else choose_layouts(kinds)
-    traced = [_by_instant(trace_step(spec, with_layers(config, layout)), len(layout)) for layout in layouts]
-    instants = traced[0] if len(traced) == 1 else extrapolate(kinds, layouts, traced)
-    if spec.deepspeed is not None or spec.resources.world_size > 1:
-        instants = add_parallel_state(spec, instants)
-    trace = Trace(instants, tuple(len(layout) for layout in layouts), versions)
+    steps = [trace_step(spec, with_layers(config, layout)) for layout in layouts]
+    peaks = [_by_instant(step.peaks, len(layout)) for step, layout in zip(steps, layouts, strict=True)]
+    instants = extrapolate(kinds, layouts, peaks)
+    parameters = extrapolate(kinds, layouts, [step.parameters for step in steps])
+    if spec.deepspeed is not None:
+        instants = add_deepspeed_state(spec, instants)
+    elif spec.resources.world_size > 1:
+        instants = {name: peak + parameters["trainable_bytes"] for name, peak in instants.items()}
+    trace = Trace(instants, tuple(len(layout) for layout in layouts), versions, parameters)
     path.parent.mkdir(exist_ok=True, mode=0o700)
     write_atomic(path, json.dumps(asdict(trace)))
     return trace
@@ -62,22 +69,24 @@ PARALLEL_PARTS = {"optimizer_state", "gradients", "new_gradients", "head_gradien
 """What DeepSpeed's engine holds on a rank; it needs its GPUs to start, so these are the closed form's."""
 
 
-def add_parallel_state(spec: JobSpec, instants: dict[str, int]) -> dict[str, int]:
-    """A traced rank with what several ranks or DeepSpeed add to it, which is not traced but computed by sizing.
+def add_deepspeed_state(spec: JobSpec, instants: dict[str, int]) -> dict[str, int]:
+    """A traced rank with what DeepSpeed adds to it, which is not traced but computed by sizing.
 
     Errors: SpecError under ZeRO-3, which gathers parameters as it goes, and for a model that sizing does not know.
     """
     if spec.deepspeed is not None and spec.deepspeed.zero_stage == 3:
         raise SpecError("deepspeed.zero_stage: 3 cannot be traced", hint="use check without --exact")
-    shape = find_shape(spec.model.name_or_path)
+    try:
+        shape = find_shape(spec.model.name_or_path)
+    except UnknownModelError as error:
+        message = "deepspeed: its state is computed, not traced, and only for the model families of `lora-jobs models`"
+        raise SpecError(message, hint="trace the job without the deepspeed section: ZeRO takes less") from error
     computed = {instant.name: instant for instant in list_instants(spec, shape, find_gpu("A100-80"))}
-    added = {"ddp_buckets"} if spec.deepspeed is None else PARALLEL_PARTS
     total = {}
     for name, traced in instants.items():
         parts = computed["loss_forward" if name == "forward" else name].parts
-        total[name] = traced + sum(size for part, size in parts.items() if part in added)
-    if spec.deepspeed is not None:
-        total["optimizer_step"] = computed["optimizer_step"].total
+        total[name] = traced + sum(size for part, size in parts.items() if part in PARALLEL_PARTS)
+    total["optimizer_step"] = computed["optimizer_step"].total
     return total
 
 
@@ -92,6 +101,8 @@ def choose_layouts(kinds: list[str]) -> list[list[str]]:
 
 def extrapolate(kinds: list[str], layouts: list[list[str]], traced: list[dict[str, int]]) -> dict[str, int]:
     """Each instant of the whole model: the base's, and for every layer beyond it what one more of its kind added."""
+    if len(layouts) == 1:
+        return traced[0]
     base, whole = Counter(layouts[0]), Counter(kinds)
     peaks = dict(traced[0])
     for kind, more in zip(dict.fromkeys(kinds), traced[1:], strict=True):
@@ -118,7 +129,8 @@ def _by_instant(peaks: dict[str, int], layers: int) -> dict[str, int]:
 def _names_layers(spec: JobSpec) -> bool:
     """Whether the adapters may differ between layers of one kind: a regular expression with a number in it."""
     targets = spec.lora.target_modules
-    return isinstance(targets, str) and any(letter.isdigit() for letter in targets)
+    patterns = [*spec.lora.rank_pattern, *spec.lora.alpha_pattern, *([targets] if isinstance(targets, str) else [])]
+    return any(letter.isdigit() for pattern in patterns for letter in pattern)
 
 
 def _cache_key(spec: JobSpec, config: Any, versions: dict[str, str]) -> str:

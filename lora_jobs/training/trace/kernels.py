@@ -31,10 +31,17 @@ def install_rules() -> None:
     chunked_logprob._addmm_fp32 = lambda acc, *_: acc.add_(0)
 
 
-def declare_padding(*, padded: bool) -> None:
-    """Say whether rows are padded: transformers reads it from the mask's values, and leaves out a mask of ones."""
+def declare_rows(*, padded: bool, packed: bool) -> None:
+    """Say whether rows are padded or hold several examples: transformers reads it from the values of mask and
+    positions, and leaves out a mask of ones.
+    """
     masking_utils.is_tracing = lambda _=None: False
     masking_utils.fast_all = lambda _: not padded
+    masking_utils.find_packed_sequence_indices = _find_examples if packed else lambda _: None
+
+
+def _find_examples(position_ids: torch.Tensor) -> torch.Tensor:
+    return (torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1).cumsum(-1)
 
 
 def _convert(module: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:

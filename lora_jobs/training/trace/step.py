@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,10 @@ from transformers import Trainer
 from trl import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from lora_jobs.errors import SpecError
 from lora_jobs.sizing.activations import Batch, evaluation_batch, training_batch
 from lora_jobs.training.trace.allocator import Books
-from lora_jobs.training.trace.build import build_model, find_layers, text_config
-from lora_jobs.training.trace.kernels import declare_padding
+from lora_jobs.training.trace.build import build_model, find_layers
+from lora_jobs.training.trace.kernels import declare_rows
 
 if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec
@@ -27,10 +27,18 @@ FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
 """What SFTTrainer asks its fused head for. Source: trl/trainer/sft_trainer.py, 1.16.0."""
 
 
-def trace_step(spec: JobSpec, config: Any) -> dict[str, int]:
-    """Peak allocated bytes of each stretch: loss_forward, loss_backward, layer_backward_<n>, optimizer_step,
-    evaluation; `static` is what is there before the step.
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """Peak allocated bytes of each stretch (loss_forward, loss_backward, layer_backward_<n>, optimizer_step,
+    evaluation; `static` is what is there before the step), and the parameters of the model.
     """
+
+    peaks: dict[str, int]
+    parameters: dict[str, int]
+
+
+def trace_step(spec: JobSpec, config: Any) -> StepTrace:
+    """One step of a job whose model has this config."""
     books = Books()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"), books:
         model = build_model(spec, config)
@@ -38,6 +46,7 @@ def trace_step(spec: JobSpec, config: Any) -> dict[str, int]:
             add_fused_lm_head(model.get_base_model(), outputs=FUSED_OUTPUTS)
         gc.collect()
         books.keep_only([*model.parameters(), *model.buffers()])
+        parameters = count_parameters(model)
         books.peaks.clear()
         books.enter("weights")
         optimizer = None if spec.deepspeed is not None else prepare_optimizer(spec, model)
@@ -45,7 +54,7 @@ def trace_step(spec: JobSpec, config: Any) -> dict[str, int]:
             _drop_gradients(model)
         books.enter("static")
         forward = wrap_forward(spec, model)
-        layers = find_layers(model, text_config(config).num_hidden_layers)
+        layers = find_layers(model, config)
         _mark_layers(books, layers)
         model.train()
         _train(spec, books, forward)
@@ -56,17 +65,34 @@ def trace_step(spec: JobSpec, config: Any) -> dict[str, int]:
         if spec.training.eval_steps is not None:
             _evaluate(spec, books, forward, model)
         books.enter("end")
-    return books.peaks
+    return StepTrace(books.peaks, parameters)
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Parameters of the base model and what is trained."""
+    counts = {"base": 0, "trainable": 0, "trainable_bytes": 0}
+    for name, parameter in model.named_parameters():
+        elements = parameter.numel()
+        if parameter.requires_grad:
+            counts["trainable"] += elements
+            counts["trainable_bytes"] += elements * parameter.element_size()
+        if not any(mark in name for mark in _ADDED):
+            counts["base"] += elements
+    return counts
+
+
+_ADDED = (".lora_", ".modules_to_save.", ".trainable_tokens_")
+"""What PEFT puts into the names of the parameters that it adds."""
 
 
 def _trained(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def prepare_optimizer(spec: JobSpec, model: Any) -> torch.optim.Optimizer:
+def prepare_optimizer(spec: JobSpec, model: Any) -> Any:
     """AdamW with its moments there, as from the second step on; with accumulation also the gradients."""
     if not spec.training.optim.startswith("adamw_torch"):
-        raise SpecError(f"training.optim: {spec.training.optim} cannot be traced", hint="use check without --exact")
+        return _prepare_bitsandbytes(spec, model)
     fused = spec.training.optim == "adamw_torch_fused"
     optimizer = torch.optim.AdamW(
         _trained(model), lr=1e-4, fused=True if fused else None, foreach=None if fused else True
@@ -77,6 +103,37 @@ def prepare_optimizer(spec: JobSpec, model: Any) -> torch.optim.Optimizer:
     if spec.training.gradient_accumulation_steps == 1:
         optimizer.zero_grad()
     return optimizer
+
+
+def _prepare_bitsandbytes(spec: JobSpec, model: Any) -> Any:
+    """bitsandbytes' AdamW: its own state tensors; a step runs in their place. Paged tensors are the driver's."""
+    from bitsandbytes.optim import AdamW
+
+    bits = 8 if spec.training.optim.endswith("8bit") else 32
+    optimizer = AdamW(_trained(model), optim_bits=bits, is_paged=spec.training.optim.startswith("paged"))
+    device = torch.empty(0)
+
+    def get_state_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        paged = optimizer.is_paged and parameter.numel() >= PAGED_ELEMENTS
+        return torch.zeros_like(parameter, dtype=dtype, device="meta" if paged else device.device)
+
+    optimizer.get_state_buffer = get_state_buffer
+    optimizer.name2qmap = {name: torch.zeros(QUANTILES) for name in ("dynamic", "udynamic")}
+    for number, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            optimizer.init_state(group, parameter, number, place)
+    if spec.training.gradient_accumulation_steps > 1:
+        for parameter in _trained(model):
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step = lambda: None
+    return optimizer
+
+
+QUANTILES = 256
+"""Entries of the two tables that 8-bit moments are looked up in."""
+
+PAGED_ELEMENTS = 100_000
+"""Smaller tensors' states are not paged. Source: Optimizer8bit.get_state_buffer, bitsandbytes 0.50.2."""
 
 
 def _drop_gradients(model: Any) -> None:
@@ -92,6 +149,9 @@ def _drop_gradients(model: Any) -> None:
 def wrap_forward(spec: JobSpec, model: Any) -> Any:
     """accelerate's mixed precision: autocast around forward, and outputs in fp32. Source: Accelerator.prepare_model."""
     mixed = spec.training.bf16 or spec.training.fp16
+    if spec.deepspeed is not None and spec.deepspeed.torch_autocast:
+        model.forward = torch.autocast("cuda", dtype=torch.bfloat16)(model.forward)
+        return model
     if not mixed or spec.deepspeed is not None:
         return model
     autocast = torch.autocast("cuda", dtype=torch.bfloat16 if spec.training.bf16 else torch.float16)
@@ -116,10 +176,11 @@ def _mark_layers(books: Books, layers: list[Any]) -> None:
         layer.register_forward_hook(mark(index))
 
 
-def make_inputs(batch: Batch) -> dict[str, Any]:
-    """A batch as the collator gives it: token ids, labels, attention mask."""
+def make_inputs(batch: Batch, *, packed: bool = False) -> dict[str, Any]:
+    """A batch as the collator gives it: token ids, labels, attention mask, or positions where rows are packed."""
     shape = (batch.rows, batch.sequence)
-    return {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "labels", "attention_mask")}
+    last = "position_ids" if packed else "attention_mask"
+    return {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "labels", last)}
 
 
 def compute_loss(spec: JobSpec, model: Any, inputs: dict[str, Any]) -> Any:
@@ -155,8 +216,8 @@ class _Lists(dict[str, list[Any]]):
 
 
 def _train(spec: JobSpec, books: Books, forward: Any) -> None:
-    declare_padding(padded=is_padded(spec, training_batch(spec)))
-    inputs = make_inputs(training_batch(spec))
+    declare_rows(padded=is_padded(spec, training_batch(spec)), packed=spec.data.packing)
+    inputs = make_inputs(training_batch(spec), packed=spec.data.packing)
     books.enter("forward")
     loss = compute_loss(spec, forward, inputs)
     books.enter("loss_backward")
@@ -172,8 +233,8 @@ def take_step(spec: JobSpec, model: Any, optimizer: torch.optim.Optimizer) -> No
 def _evaluate(spec: JobSpec, books: Books, forward: Any, model: Any) -> None:
     model.eval()
     gc.collect()
-    declare_padding(padded=is_padded(spec, evaluation_batch(spec)))
-    inputs = make_inputs(evaluation_batch(spec))
+    declare_rows(padded=is_padded(spec, evaluation_batch(spec)), packed=spec.data.packing)
+    inputs = make_inputs(evaluation_batch(spec), packed=spec.data.packing)
     books.enter("evaluation_layer")
     with torch.no_grad():
         compute_loss(spec, forward, inputs)

@@ -118,7 +118,6 @@ def test_the_json_holds_the_stable_keys(make_spec: SpecMaker) -> None:
         ({}, "V100-16", "has no bfloat16"),
         ({}, "V100-16", "flash_attention_2 does not run on V100-16"),
         ({"data.max_length": 200_000}, "H200", "beyond the 131072 positions"),
-        ({"lora.use_dora": True}, "A100-64", "DoRA"),
         ({}, "H100-80", "nobody measured the CUDA context of H100-80"),
         ({"resources.mem": "2G"}, "A100-64", "resources.mem asks for 2.0 GiB"),
         ({"model.name_or_path": "google/gemma-3-4b-it"}, "A100-64", "3,880,263,168 parameters) and its vision tower"),
