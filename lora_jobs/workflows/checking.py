@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.cluster.local import detect_device
 from lora_jobs.errors import Problem, SpecError
+from lora_jobs.runs import find_runs_root, load_constants
+from lora_jobs.runs.constants import FEWEST_RUNS
 from lora_jobs.sizing import (
     Elsewhere,
     Gpu,
     Verdict,
+    calibrate_gpu,
     cpu_device,
     detected_gpu,
     find_gpu,
@@ -34,6 +37,7 @@ from lora_jobs.spec import (
     load_environment,
     replace_values,
 )
+from lora_jobs.workflows.costing import Costs, estimate_costs
 from lora_jobs.workflows.layouts import list_layouts
 
 if TYPE_CHECKING:
@@ -72,6 +76,7 @@ class CheckReport:
     verdict: Verdict
     blockers: tuple[Problem, ...] = ()
     exact: Exact | None = None
+    costs: Costs | None = None
 
     @property
     def word(self) -> Word:
@@ -98,6 +103,8 @@ class CheckReport:
         values = self.verdict.to_json()
         if self.exact is not None:
             values = {**values, "fits": self.fits, "verdict": self.word, "exact": asdict(self.exact)}
+        if self.costs is not None:
+            values = {**values, **self.costs.to_json(), "warnings": [*values["warnings"], *self.costs.notes]}
         return {
             **values,
             "name": self.spec.name,
@@ -120,7 +127,31 @@ def find_partition_name(spec: JobSpec, environment: ClusterEnvironment) -> str |
 
 
 def find_device(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
-    """The device to compare with: the spec's `gpu`, else the partition's, else what this machine has."""
+    """The device to compare with: the spec's `gpu`, else the partition's, else what this machine has; with the
+    constants that earlier runs measured on that type.
+    """
+    return calibrate(_find_row(spec, environment))
+
+
+def calibrate(gpu: Gpu) -> Gpu:
+    """A GPU with what the runs of this runs folder measured; a smaller allocator overhead than the worst published
+    one only after a few runs.
+    """
+    if (known := load_constants(find_runs_root()).get(gpu.name)) is None:
+        return gpu
+    worst = known.allocator_worst
+    if worst is not None and worst < gpu.allocator_worst and known.runs < FEWEST_RUNS:
+        worst = None
+    return calibrate_gpu(
+        gpu,
+        runs=known.runs,
+        context_bytes=known.context_bytes,
+        nccl_bytes=known.nccl_bytes,
+        allocator_worst=worst,
+    )
+
+
+def _find_row(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
     partition = environment.partitions.get(find_partition_name(spec, environment) or "")
     name = spec.resources.gpu or (partition.gpu if partition else None)
     if name is not None and name != "cpu":
@@ -153,7 +184,7 @@ def check_spec(
     warnings = [f"before submitting: {problem.path}: {problem.message}" for problem in blockers]
     warnings += find_unused_resources(spec.resources, environment)
     gpu = find_device(spec, environment)
-    cards = list_common_cards(gpu) if compare and not gpu.is_cpu else ()
+    cards = [calibrate(card) for card in list_common_cards(gpu)] if compare and not gpu.is_cpu else []
     verdict = size_job(spec, gpu, warnings=warnings, elsewhere=list_elsewhere(spec, environment), cards=cards)
     return CheckReport(spec, environment, backend, gpu, verdict, blockers)
 
@@ -219,6 +250,8 @@ def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False)
     document = load_document(path, overrides)
     environment = load_environment(document.value.resources.cluster)
     report = check_spec(document.value, environment, environment.scheduler, place=document.place, compare=True)
+    costs = estimate_costs(report.spec, environment, report.gpu, report.verdict)
+    report = replace(report, costs=costs)
     return replace(report, exact=trace_spec(report.spec, environment)) if exact else report
 
 
