@@ -73,6 +73,29 @@ def measure_commands() -> list[Row]:
     ]
 
 
+# `accelerate estimate-memory` first asks the hub about the model, whatever it is given; this is what it does then.
+ACCELERATE = """
+import sys
+import torch
+from accelerate import init_empty_weights
+from accelerate.commands.estimate import estimate_training_usage
+from accelerate.utils import calculate_maximum_sizes
+from transformers import AutoConfig, AutoModel
+with init_empty_weights():
+    model = AutoModel.from_config(AutoConfig.from_pretrained(sys.argv[1]), dtype=torch.float32)
+print(estimate_training_usage(calculate_maximum_sizes(model)[0], "bfloat16"))
+"""
+
+
+def measure_estimators(directory: Path) -> list[Row]:
+    """`check` against accelerate's estimator on the same model, without the latter's question to the hub."""
+    config = "import sys, transformers; transformers.Gemma2Config().save_pretrained(sys.argv[1])"
+    run_python("-c", config, str(directory))()
+    check = run_python("-m", "lora_jobs", "check", "jobs/gemma2_9b_svg.yaml")
+    other = run_python("-c", ACCELERATE, str(directory))
+    return [measure_pairs("lora-jobs check", check, "accelerate estimate-memory, no hub", other)]
+
+
 def measure_checkpoints(directory: Path) -> list[Row]:
     """Committing and verifying one checkpoint against reading its files once."""
     data = os.urandom(CHECKPOINT_BYTES // 4)
@@ -95,10 +118,12 @@ def measure_checkpoints(directory: Path) -> list[Row]:
 def main() -> None:
     rows = measure_commands()
     with tempfile.TemporaryDirectory(dir=ROOT) as directory:
+        (config := Path(directory) / "gemma2").mkdir()
+        rows += measure_estimators(config)
         (checkpoint := Path(directory) / "adapter").mkdir()
         rows += measure_checkpoints(checkpoint)
     for row in rows:
-        sides = f"{row.what:40} {row.seconds:7.3f} s   {row.against:16} {row.against_seconds:7.3f} s"
+        sides = f"{row.what:40} {row.seconds:7.3f} s   {row.against:34} {row.against_seconds:7.3f} s"
         print(f"{sides}   ratio {row.ratio:5.2f}")
     versions = {name: version(name) for name in ("lora-jobs", "torch", "pydantic", "typer", "rich")}
     machine = {"python": platform.python_version(), "cpus": os.cpu_count(), "system": platform.platform()}

@@ -9,6 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, say
+from lora_jobs.cli.show_status import format_span
 from lora_jobs.sizing.cards import COMMON
 from lora_jobs.units import format_count, format_gib
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
     from lora_jobs.sizing import Card, Suggestion, Verdict
     from lora_jobs.workflows.checking import CheckReport
+    from lora_jobs.workflows.costing import Costs
 
 BAR_WIDTH = 28
 MOST_SHOWN = 2
 """Suggestions that are enough; the JSON has every one."""
 
-MOST_BARS = 8
+MOST_BARS = 7
 
 MEANT = 32
 """GB of the card that "it runs on a workstation" usually means."""
@@ -51,11 +53,31 @@ def show_check(report: CheckReport, command: str) -> None:
     _show_suggestions(verdict, command)
     _show_cards(verdict.cards)
     say()
+    if report.costs is not None:
+        _show_costs(report.costs)
+    _show_warnings((*verdict.warnings, *(report.costs.notes if report.costs else ())))
+
+
+def _show_costs(costs: Costs) -> None:
+    """Host memory and disk on one line, time on the other."""
+    host, disk = costs.host, costs.disk
+    limit = f" of {format_gib(host.limit_bytes)} {host.limit_of}" if host.limit_bytes else ""
+    free = f" of {format_gib(disk.free_bytes)} free" if disk.free_bytes is not None else ""
     say_wrapped(
-        f"host memory per node while loading {format_gib(verdict.estimate.host_memory_bytes)}, "
-        f"one checkpoint {format_gib(verdict.estimate.checkpoint_bytes)}"
+        f"host memory per node {format_gib(host.total)}{limit}; "
+        f"disk {format_gib(disk.total)}{free} ({disk.kept} checkpoints of {format_gib(disk.checkpoint_bytes)})"
     )
-    _show_warnings(verdict.warnings)
+    if (time := costs.time) is None:
+        say("time: unknown, no speed is known of this GPU")
+        return
+    span = format_span(time.duration.seconds)
+    if time.rows is not None:
+        text = f"{time.rows} full rows take {span} (data.train is not here)"
+    else:
+        again = {None: "", 0: ", one job"}.get(time.requeues, f", {time.requeues} requeue(s)")
+        text = f"{time.duration.steps} steps take {span} of {format_span(time.limit_seconds)} asked for{again}"
+    assumed = "" if time.duration.measured else " assumed"
+    say_wrapped(f"time: {text}; {time.duration.basis.removesuffix(' assumed')}{assumed}")
 
 
 def _show_warnings(warnings: Sequence[str]) -> None:
@@ -121,12 +143,11 @@ def _show_suggestions(verdict: Verdict, command: str) -> None:
     enough = [change for change in verdict.suggestions if change.fits]
     if enough:
         say()
-        say("the smallest change that fits:" if not verdict.fits else "to be sure:", "bold")
+        more = f" ({len(enough) - MOST_SHOWN} more with --json)" if len(enough) > MOST_SHOWN else ""
+        say(f"{'to be sure' if verdict.fits else 'the smallest change that fits'}{more}:", "bold")
         _show_change(enough[0], f"{command} ")
     for change in enough[1:MOST_SHOWN]:
         _show_change(change, "or ")
-    if len(enough) > MOST_SHOWN:
-        say(f"  and {len(enough) - MOST_SHOWN} more: --json")
     if not verdict.fits and not enough:
         say()
         smallest = f"; the smallest GPU that would do: {verdict.smallest_gpu}" if verdict.smallest_gpu else ""
@@ -154,9 +175,12 @@ def _show_cards(cards: Sequence[Card]) -> None:
         say_wrapped(f"  {_name(card)}: does not fit, {needed}; dies {death}", indent="    ")
         if (change := card.suggestion) is not None:
             say(f"    {format_settings(change.set)}: {format_gib(change.peak_bytes)}, {change.verdict}")
-    for word in ("does not fit", "tight", "fits"):
-        if names := [_name(card) for card in cards if card.word == word and card not in detailed]:
-            say_wrapped(f"  {word} on {', '.join(names)}", indent="    ")
+    words: dict[str, list[str]] = {}
+    for card in cards:
+        if card not in detailed:
+            words.setdefault(card.word, []).append(_name(card))
+    if words:
+        say_wrapped("  " + "; ".join(f"{word} on {', '.join(names)}" for word, names in words.items()), indent="    ")
 
 
 def _name(card: Card) -> str:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean_log, find_width, say, warn
 from lora_jobs.cli.show import show_verdicts
-from lora_jobs.cli.show_status import format_job, format_memory, format_span, format_state, format_steps, format_when
-from lora_jobs.units import format_duration
+from lora_jobs.cli.show_status import format_job, format_span, format_state, format_steps, format_when
+from lora_jobs.units import format_duration, format_gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.workflows.detailing import RunPage
     from lora_jobs.workflows.explaining import Explanation
+    from lora_jobs.workflows.measuring import Measured
     from lora_jobs.workflows.observing import RunStatus
     from lora_jobs.workflows.priorities import FactorRow
 
@@ -44,9 +45,7 @@ def show_page(page: RunPage) -> None:
         "loss": _number(status.loss),
         "held-out loss": _number(status.eval_loss),
         "tokens/s": None if status.tokens_per_second is None else f"{status.tokens_per_second:.0f}",
-        "memory peak": format_memory(status) and f"{format_memory(status)} predicted"
-        if status.predicted_bytes
-        else format_memory(status),
+        **{f"memory, {one.name.replace('_', ' ')}": _format_measured(one) for one in page.memory},
         "GPU-hours": None if page.gpu_hours is None else f"{page.gpu_hours:g} used so far, on {page.gpus} at a time",
         "adapter": status.adapter,
         "script": page.script,
@@ -70,6 +69,14 @@ def show_page(page: RunPage) -> None:
             say(f"  {clean_log(line)}")
     for note in page.notes:
         warn(f"note: {note}")
+
+
+def _format_measured(measured: Measured) -> str:
+    if measured.predicted_bytes is None or measured.difference is None:
+        return format_gib(measured.bytes)
+    return (
+        f"{format_gib(measured.bytes)}, {format_gib(measured.predicted_bytes)} predicted ({measured.difference:+.1%})"
+    )
 
 
 def _show_factors(factors: Iterable[FactorRow]) -> None:

@@ -26,6 +26,7 @@ from lora_jobs.runs.causes import (
     find_cause,
     read_tail,
 )
+from lora_jobs.runs.constants import Constants, Observation, load_constants, observe_memory, record_constants
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import hold_run
 from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics
@@ -88,9 +89,11 @@ __all__ = [
     "Attempt",
     "Backend",
     "Cause",
+    "Constants",
     "Decision",
     "Diagnosis",
     "JobState",
+    "Observation",
     "Policy",
     "Run",
     "Submission",
@@ -124,6 +127,7 @@ __all__ = [
     "list_recent_attempts",
     "list_runs",
     "load_attempts",
+    "load_constants",
     "load_lines",
     "load_metrics",
     "load_submissions",
@@ -131,7 +135,9 @@ __all__ = [
     "load_sweep_submissions",
     "next_run_id",
     "next_sweep_name",
+    "observe_memory",
     "read_tail",
     "record_array",
+    "record_constants",
     "write_atomic",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_jobs.sizing.cards import Card, list_common_cards
-from lora_jobs.sizing.gpus import GPUS, Gpu, cpu_device, detected_gpu, find_gpu
+from lora_jobs.sizing.gpus import GPUS, Gpu, calibrate_gpu, cpu_device, detected_gpu, find_gpu
 from lora_jobs.sizing.memory import Estimate, estimate_memory
 from lora_jobs.sizing.models import MODELS, ModelShape, find_shape
 from lora_jobs.sizing.parameters import count_parameters, count_trainable
@@ -22,6 +22,7 @@ __all__ = [
     "Suggestion",
     "Verdict",
     "apply_settings",
+    "calibrate_gpu",
     "count_parameters",
     "count_trainable",
     "cpu_device",

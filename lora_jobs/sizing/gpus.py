@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.units import GIB, MIB
@@ -145,3 +145,20 @@ def detected_gpu(name: str, memory_bytes: int) -> Gpu:
         compute_capability=(8, 0) if gpu is None else gpu.compute_capability,
         workspace_bytes=HOPPER_CUBLAS_WORKSPACE_BYTES,
     )
+
+
+def calibrate_gpu(
+    gpu: Gpu,
+    *,
+    runs: int,
+    context_bytes: int | None = None,
+    nccl_bytes: int | None = None,
+    allocator_worst: float | None = None,
+) -> Gpu:
+    """The row with what the user's own runs measured in the place of what was published or assumed."""
+    known = {"context_bytes": context_bytes, "nccl_bytes": nccl_bytes, "allocator_worst": allocator_worst}
+    measured = {name: value for name, value in known.items() if value is not None}
+    if gpu.is_cpu or not measured:
+        return gpu
+    source = f"{_SMI}; context measured in {runs} of your runs" if context_bytes is not None else gpu.source
+    return replace(gpu, **measured, source=source)  # type: ignore[arg-type]

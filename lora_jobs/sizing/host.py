@@ -29,18 +29,34 @@ SMALL_FILES_BYTES = MIB
 """Random states, trainer state, arguments and configs of a checkpoint, a rank. Assumption, on the high side."""
 
 
-def host_memory_bytes(spec: JobSpec, shape: ModelShape) -> int:
-    """Host bytes of one node at the most: every process loads the base model on the CPU before it goes to its GPU;
-    later the offloaded optimizer state takes its place.
+def host_parts(spec: JobSpec, shape: ModelShape) -> dict[str, int]:
+    """Host bytes of one node at the most, by name: every process loads the base model on the CPU before it goes to
+    its GPU; later the offloaded optimizer state, which DeepSpeed pins, takes its place.
     """
     state = compute_state(spec, shape, choose_precision(spec))
     width = SINGLE if spec.model.dtype == "float32" else HALF
     loading = count_parameters(shape) * width
     if spec.model.quantization is not None:
         loading = min(loading, SHARD_BYTES)
-    workers = spec.training.dataloader_num_workers * WORKER_BYTES
-    process = GPU_PROCESS_BYTES + max(loading, state.host_optimizer) + workers
-    return process * spec.resources.gpus_per_node
+    offloads = state.host_optimizer > loading
+    parts = {
+        "processes": GPU_PROCESS_BYTES,
+        "offloaded_optimizer_pinned" if offloads else "base_model_while_loading": max(loading, state.host_optimizer),
+        "data_loader_workers": spec.training.dataloader_num_workers * WORKER_BYTES,
+    }
+    return {name: size * spec.resources.gpus_per_node for name, size in parts.items() if size}
+
+
+def host_memory_bytes(spec: JobSpec, shape: ModelShape) -> int:
+    """Host bytes of one node at the most."""
+    return sum(host_parts(spec, shape).values())
+
+
+def adapter_bytes(spec: JobSpec, shape: ModelShape) -> int:
+    """Bytes of adapter/: the trained weights and the tokenizer."""
+    precision = choose_precision(spec)
+    trained = sum(tensor_bytes(tensor, precision) for tensor in trainable_tensors(shape, spec.lora))
+    return trained + TOKENIZER_BYTES_PER_TOKEN * shape.vocab_size
 
 
 def checkpoint_bytes(spec: JobSpec, shape: ModelShape) -> int:

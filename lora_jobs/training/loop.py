@@ -61,8 +61,12 @@ def run_training(run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop
         facts |= describe_inputs(run, spec.model, args, model.config, tokenizer, train)
     trainer = build_trainer(spec, args, model, tokenizer, train, held_out)
     add_callbacks(trainer, spec, run, agreement, stop, recorder, metadata=facts, resume_from=resume_from)
-    with contextlib.suppress(AlreadyTrained):
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    try:
+        with contextlib.suppress(AlreadyTrained):
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    finally:
+        if recorder is not None:
+            recorder.learn_constants(facts["device"], facts["world_size"])
     if args.load_best_model_at_end:
         load_best_weights(trainer, run, agreement, recorder)
     return finish_run(trainer, run, agreement, recorder, metadata=facts)

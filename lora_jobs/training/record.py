@@ -13,7 +13,8 @@ import torch
 from transformers import TrainerCallback
 
 from lora_jobs.errors import RunError
-from lora_jobs.runs import append_metrics
+from lora_jobs.runs import append_metrics, load_metrics, observe_memory, record_constants
+from lora_jobs.sizing import detected_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,12 +27,19 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def measure_memory() -> dict[str, int]:
-    """Bytes at their highest so far: torch's allocator on the GPU (0 without), and this process on the host (now)."""
-    cuda = torch.cuda.is_available()
+    """Bytes of torch's allocator at their highest so far (0 without a GPU); this process on the host now; and, on a
+    GPU, what the whole device lends now beside what the allocator holds now.
+    """
+    host = {"host_memory_bytes": int(psutil.Process().memory_info().rss)}
+    if not torch.cuda.is_available():
+        return {"memory_allocated_bytes": 0, "memory_reserved_bytes": 0, **host}
+    free, total = torch.cuda.mem_get_info()
     return {
-        "memory_allocated_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
-        "memory_reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0,
-        "host_memory_bytes": int(psutil.Process().memory_info().rss),
+        "memory_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "memory_reserved_bytes": torch.cuda.max_memory_reserved(),
+        "memory_reserved_now_bytes": torch.cuda.memory_reserved(),
+        "memory_device_used_bytes": total - free,
+        **host,
     }
 
 
@@ -118,6 +126,17 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         )
         when = {"before": "before training", "after": "after training"}.get(self.phase, f"at step {state.global_step}")
         self.say(f"held-out loss {when}: {loss:.4f} (perplexity {perplexity(loss) or math.inf:.2f})")
+
+    def learn_constants(self, device: str, world_size: int) -> None:
+        """What this run measured of its GPU type, for the margins of later checks; nothing on a CPU."""
+        if not torch.cuda.is_available():
+            return
+        gpu = detected_gpu(device, torch.cuda.get_device_properties().total_memory).name
+        with contextlib.suppress(RunError):
+            rows = [row for row in load_metrics(self.run) if row.get("attempt") == self.attempt.number]
+            observation = observe_memory(rows, gpu=gpu, world_size=world_size)
+            if observation is not None:
+                record_constants(self.run.directory.parent, self.run.id, observation)
 
     def sample(self, step: int, row: Mapping[str, str]) -> None:
         """A row of kind "sample": what the model answers with and without the adapter."""

@@ -6,17 +6,19 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.cluster.local import detect_device
 from lora_jobs.errors import Problem, SpecError
+from lora_jobs.runs import find_runs_root, load_constants
+from lora_jobs.runs.constants import FEWEST_RUNS
 from lora_jobs.sizing import (
     Elsewhere,
     Gpu,
     Verdict,
+    calibrate_gpu,
     cpu_device,
     detected_gpu,
     find_gpu,
@@ -37,6 +39,7 @@ from lora_jobs.spec import (
     load_environment,
     replace_values,
 )
+from lora_jobs.workflows.costing import Costs, estimate_costs
 from lora_jobs.workflows.fetching import find_unfetched, name_fetched_model
 from lora_jobs.workflows.layouts import list_layouts
 
@@ -78,6 +81,7 @@ class CheckReport:
     verdict: Verdict
     blockers: tuple[Problem, ...] = ()
     exact: Exact | None = None
+    costs: Costs | None = None
 
     @property
     def is_estimated(self) -> bool:
@@ -110,6 +114,8 @@ class CheckReport:
         if self.exact is not None:
             values = {**values, "fits": self.fits, "verdict": self.word, "exact": asdict(self.exact)}
             values["source"] = "estimate and trace" if self.is_estimated else "trace"
+        if self.costs is not None:
+            values = {**values, **self.costs.to_json(), "warnings": [*values["warnings"], *self.costs.notes]}
         return {
             **values,
             "name": self.spec.name,
@@ -132,7 +138,31 @@ def find_partition_name(spec: JobSpec, environment: ClusterEnvironment) -> str |
 
 
 def find_device(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
-    """The device to compare with: the spec's `gpu`, else the partition's, else what this machine has."""
+    """The device to compare with: the spec's `gpu`, else the partition's, else what this machine has; with the
+    constants that earlier runs measured on that type.
+    """
+    return calibrate(_find_row(spec, environment))
+
+
+def calibrate(gpu: Gpu) -> Gpu:
+    """A GPU with what the runs of this runs folder measured; a smaller allocator overhead than the worst published
+    one only after a few runs.
+    """
+    if (known := load_constants(find_runs_root()).get(gpu.name)) is None:
+        return gpu
+    worst = known.allocator_worst
+    if worst is not None and worst < gpu.allocator_worst and known.runs < FEWEST_RUNS:
+        worst = None
+    return calibrate_gpu(
+        gpu,
+        runs=known.runs,
+        context_bytes=known.context_bytes,
+        nccl_bytes=known.nccl_bytes,
+        allocator_worst=worst,
+    )
+
+
+def _find_row(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
     partition = environment.partitions.get(find_partition_name(spec, environment) or "")
     name = spec.resources.gpu or (partition.gpu if partition else None)
     if name is not None and name != "cpu":
@@ -190,7 +220,7 @@ def check_spec(
     warnings += find_unused_resources(spec.resources, environment)
     gpu = find_device(spec, environment)
     sized = name_fetched_model(spec, environment)
-    cards = list_common_cards(gpu) if compare and not gpu.is_cpu else ()
+    cards = [calibrate(card) for card in list_common_cards(gpu)] if compare and not gpu.is_cpu else []
     verdict = size(sized, gpu, warnings=warnings, elsewhere=list_elsewhere(sized, environment), cards=cards)
     return CheckReport(spec, environment, backend, gpu, verdict, blockers)
 
@@ -256,11 +286,20 @@ def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False)
     """
     document = load_document(path, overrides)
     environment = load_environment(document.value.resources.cluster)
-    check = partial(check_spec, document.value, environment, environment.scheduler, place=document.place, compare=True)
-    if not exact:
-        return check()
-    sizer = TracingSizer(environment)
-    report = check(size=sizer)
+    sizer = TracingSizer(environment) if exact else None
+    report = check_spec(
+        document.value,
+        environment,
+        environment.scheduler,
+        place=document.place,
+        compare=True,
+        size=sizer or size_job,
+    )
+    sized = name_fetched_model(report.spec, environment)
+    if report.is_estimated:
+        report = replace(report, costs=estimate_costs(sized, environment, report.gpu, report.verdict))
+    if sizer is None:
+        return report
     return replace(report, exact=sizer.exact or trace_spec(report.spec, environment))
 
 

@@ -11,6 +11,7 @@ from lora_jobs.cluster.local import find_live_folders
 from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.runs import find_run, find_runs_root, load_attempts, load_submissions
 from lora_jobs.workflows.following import list_logs
+from lora_jobs.workflows.measuring import Measured, compare_memory
 from lora_jobs.workflows.observing import has_ended, is_finished, observe_run
 from lora_jobs.workflows.priorities import FactorRow, list_factors
 from lora_jobs.workflows.progress import load_prediction
@@ -58,6 +59,7 @@ class RunPage:
     gpus: int | None
     gpu_hours: float | None
     notes: tuple[str, ...]
+    memory: tuple[Measured, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,6 +73,7 @@ class RunPage:
             "log_lines": list(self.log_lines),
             "gpus": self.gpus,
             "gpu_hours": self.gpu_hours,
+            "memory": [measured.to_json() for measured in self.memory],
         }
 
 
@@ -98,6 +101,7 @@ def describe_run(job: str | None) -> RunPage:
         gpus=prediction.world_size,
         gpu_hours=round(seconds * prediction.world_size / 3600, 2) if prediction.world_size else None,
         notes=seen.notes,
+        memory=compare_memory(run),
     )
 
 

@@ -15,7 +15,7 @@ from lora_jobs.cluster.commands import find_command
 from lora_jobs.errors import ClusterError, SpecError
 from lora_jobs.runs import find_runs_root, next_run_id
 from lora_jobs.sizing import find_shape, size_job
-from lora_jobs.sizing.duration import Duration, Rows, count_work, estimate_duration, measure_rows
+from lora_jobs.sizing.duration import Duration, Rows, count_work, estimate_duration
 from lora_jobs.spec import (
     ClusterEnvironment,
     Document,
@@ -23,7 +23,6 @@ from lora_jobs.spec import (
     find_data_problems,
     find_resource_problems,
     find_submission_problems,
-    iterate_rows,
     load_document,
     load_environment,
     replace_values,
@@ -34,6 +33,7 @@ from lora_jobs.workflows.layouts import Layout, list_layouts
 from lora_jobs.workflows.plan_rows import PlanRow, order_rows
 from lora_jobs.workflows.speeds import Measured, measure_speeds
 from lora_jobs.workflows.submitting import plan_run
+from lora_jobs.workflows.timing import count_jobs, load_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -116,11 +116,6 @@ def find_row_overrides(path: Path, overrides: Sequence[str], name: str) -> list[
     )
 
 
-def load_rows(spec: JobSpec) -> tuple[Rows | None, Rows | None]:
-    """Token counts of the training and evaluation rows; None where the file is not here or has no usable row."""
-    return _measure_file(spec, spec.data.train), _measure_file(spec, spec.data.eval)
-
-
 def _prepare(document: Document[JobSpec]) -> tuple[JobSpec, ClusterEnvironment]:
     spec = anchor_paths(document.value)
     return spec.model_copy(update={"sweep": {}}), load_environment(spec.resources.cluster)
@@ -137,22 +132,6 @@ def _check_data(document: Document[JobSpec]) -> list[str]:
     if document.value.sweep:
         notes.append(f"the sweep over {', '.join(document.value.sweep)} is left out: the plan is for one variant")
     return notes
-
-
-def _measure_file(spec: JobSpec, name: str | None) -> Rows | None:
-    if name is None or spec.data.dataset is not None or not Path(name).is_file():
-        return None
-    extra = len(spec.data.instruction or "") if spec.data.format == "svg_caption" else 0
-    return measure_rows([_count_text(row) + extra for row in iterate_rows(Path(name))], spec.data.max_length)
-
-
-def _count_text(value: Any) -> int:
-    """Characters of every text in a row: rows hold little beside what is trained on."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_count_text(part) for key, part in value.items() if key != "role")
-    return sum(_count_text(part) for part in value) if isinstance(value, list) else 0
 
 
 def _size_row(
@@ -187,12 +166,10 @@ def _size_row(
 
 def _split_by_limit(row: PlanRow, duration: Duration) -> PlanRow:
     """A run longer than its time limit is several jobs, each with its own start."""
-    start = duration.components["start"]
-    room = parse_duration(row.spec.resources.time) - row.spec.resume.signal_seconds - start
-    if room <= 0:
+    start, jobs = duration.components["start"], count_jobs(row.spec, duration)
+    if jobs is None:
         message = f"resources.time {row.spec.resources.time} leaves no time to train: loading takes {start:.0f} s"
         return replace(row, problems=(*row.problems, message))
-    jobs = math.ceil((duration.seconds - start) / room) if duration.seconds > room + start else 1
     limit = row.spec.resume.max_attempts if row.spec.resume.auto else 1
     if jobs > limit:
         message = (

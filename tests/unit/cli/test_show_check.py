@@ -18,7 +18,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["training.trainer=transformers", "training.per_device_eval_batch_size=8"],
         ["DOES NOT FIT: ", "dies before step 1, in the first evaluation", "256,000 tokens", "32 GB (RTX5090)"],
     ),
-    "one gpu": (["resources.gpus_per_node=1"], ["DOES NOT FIT: ", "the smallest change that fits:", "  or --set "]),
+    "one gpu": (["resources.gpus_per_node=1"], ["DOES NOT FIT: ", "the smallest change that fits (", "  or --set "]),
     "workstation": (["resources.gpu=RTX5090"], ["DOES NOT FIT: ", "dies before step 1", "fits on 80 GB (A100-80)"]),
 }
 
