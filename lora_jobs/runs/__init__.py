@@ -26,7 +26,7 @@ from lora_jobs.runs.causes import (
     read_tail,
 )
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
-from lora_jobs.runs.lease import hold_run
+from lora_jobs.runs.lease import Lease, hold_run, load_lease, release_lease, renew_lease, take_lease
 from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics
 from lora_jobs.runs.policy import (
     NO_PROGRESS,
@@ -65,6 +65,7 @@ __all__ = [
     "Decision",
     "Diagnosis",
     "JobState",
+    "Lease",
     "Policy",
     "Run",
     "Submission",
@@ -90,10 +91,14 @@ __all__ = [
     "list_recent_attempts",
     "list_runs",
     "load_attempts",
+    "load_lease",
     "load_lines",
     "load_metrics",
     "load_submissions",
     "next_run_id",
     "read_tail",
+    "release_lease",
+    "renew_lease",
+    "take_lease",
     "write_atomic",
 ]

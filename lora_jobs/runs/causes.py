@@ -82,6 +82,13 @@ CAUSES: tuple[Cause, ...] = (
         codes=(EXIT_NO_PROGRESS,),
     ),
     Cause(
+        "second_writer",
+        "another job was training the same run",
+        "ask",
+        "lora-jobs status says which; lora-jobs resume once it has ended",
+        log=r"is being trained by job|another job has taken over",
+    ),
+    Cause(
         "gpu_memory",
         "the GPU ran out of memory",
         "refuse",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from lora_jobs.training.agreement import Agreement
 from lora_jobs.training.arguments import build_arguments
 from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
 from lora_jobs.training.data import Examples, load_examples
+from lora_jobs.training.deadline import Pace, Watch, find_end_time
+from lora_jobs.training.entry import SavedStop
 from lora_jobs.training.finish import finish_run, load_best_weights
 from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer
 from lora_jobs.training.record import Recorder
@@ -33,13 +36,16 @@ if TYPE_CHECKING:
 
     from lora_jobs.runs import Attempt, Run
     from lora_jobs.spec import JobSpec
+    from lora_jobs.training.hang import HangWatch
     from lora_jobs.training.launch import Launch
     from lora_jobs.training.signals import StopFlag
 
 VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate", "deepspeed", "datasets")
 
 
-def run_training(run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop: StopFlag) -> dict[str, Any]:
+def run_training(
+    run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop: StopFlag, hang: HangWatch
+) -> dict[str, Any]:
     """Train to the end, save the adapter, return {"adapter", "steps", "losses"}; SavedStop after a signalled save."""
     prepare_libraries(spec)
     refuse_missing_gpu(run, launch)
@@ -48,21 +54,34 @@ def run_training(run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop
         raise RunError(f"{launch.world_size} processes were started, but torch.distributed joined {args.world_size}")
     agreement = Agreement(args.world_size)
     recorder = Recorder(run, attempt) if launch.rank == 0 else None
+    leave_if_asked(agreement, stop, recorder)
     tokenizer = load_tokenizer(spec.model)
     train = load_examples(spec.data.train, spec.data, tokenizer)
     held_out = load_examples(spec.data.eval, spec.data, tokenizer) if spec.data.eval else None
     model = load_model(spec, args)
+    leave_if_asked(agreement, stop, recorder)
     resume_from = run.checkpoints / attempt.resume_from if attempt.resume_from else None
     facts = describe_process(launch, args)
     if recorder is not None:
         record_opening(recorder, run, model, train, held_out, facts)
     trainer = build_trainer(spec, args, model, tokenizer, train, held_out)
+    trainer.add_callback(Watch(Pace(find_end_time(launch, os.environ), now=time.time()), stop, hang))
     add_callbacks(trainer, spec, run, agreement, stop, recorder, metadata=facts, resume_from=resume_from)
     with contextlib.suppress(AlreadyTrained):
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if args.load_best_model_at_end:
         load_best_weights(trainer, run, agreement, recorder)
     return finish_run(trainer, run, agreement, recorder, metadata=facts)
+
+
+def leave_if_asked(agreement: Agreement, stop: StopFlag, recorder: Recorder | None) -> None:
+    """Before the first step there is nothing to save: a signal during the set-up is followed at once, by all ranks."""
+    if not agreement.any(stop.raised):
+        return
+    if recorder is not None:
+        recorder.note("saved", step=recorder.attempt.first_step, signal=stop.reason or "a signal to another rank")
+        recorder.say("stopping before the first step: nothing is to be saved")
+    raise SavedStop
 
 
 def prepare_libraries(spec: JobSpec) -> None:
