@@ -14,7 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints import MANIFEST, choose_checkpoint, load_manifest
+from lora_jobs.checkpoints import (
+    MANIFEST,
+    WORLD_KEYS,
+    choose_checkpoint,
+    find_run_drift,
+    list_allowed,
+    load_manifest,
+    record_inputs,
+    refuse_drift,
+)
 from lora_jobs.errors import CheckpointError, LoraJobsError, RunError
 from lora_jobs.runs import (
     EXIT_HANG,
@@ -83,11 +92,15 @@ def choose_start(run: Run, *, world_size: int) -> Start:
         refuse_damaged(run, choice)
         return Start(None, 0, (*lines, "starting from the base model"))
     manifest = load_manifest(choice.chosen)
-    if manifest.world_size != world_size:
+    drift = find_run_drift(run, choice.chosen, load_spec(run.spec_path))
+    allowed = list_allowed(run, drift, ())
+    if manifest.world_size != world_size and not allowed.keys() & set(WORLD_KEYS):
         raise RunError(
             f"{choice.chosen.name} was saved by {manifest.world_size} processes, this job has {world_size}",
-            hint=f"resume with nodes x gpus_per_node = {manifest.world_size}",
+            hint=f"resume with nodes x gpus_per_node = {manifest.world_size}, or convert: "
+            f"lora-jobs resume {run.id} --gpus {world_size}",
         )
+    refuse_drift(drift, allowed)
     return Start(choice.chosen, manifest.step, (*lines, f"resuming from {choice.chosen.name}"))
 
 
@@ -141,6 +154,7 @@ def begin(run: Run, launch: Launch) -> tuple[Attempt, tuple[str, ...]]:
         write_end(run, attempt, error.exit_code, "FAILED", error.message)
         raise
     attempt = write(resume_from=start.checkpoint.name if start.checkpoint else None, first_step=start.step)
+    record_inputs(run, attempt.number, load_spec(run.spec_path))
     return attempt, start.explanation
 
 

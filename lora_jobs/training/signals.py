@@ -13,10 +13,7 @@ STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class StopFlag:
-    """Raised by the first of SIGUSR2, SIGTERM and `ask`; `reason` is the signal's name, None while nobody asked.
-
-    Data loading workers are forks of this process: there the handler notes the signal too, and they live on.
-    """
+    """Raised by the first of SIGUSR2, SIGTERM and `ask`; `reason` is the signal's name, None while nobody asked."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
