@@ -91,7 +91,7 @@ def replace_fake(run: Run, name: str, body: str) -> None:
 
 
 def show_in_queue(run: Run, state: str) -> None:
-    row = f"77|boost|old-1|me|{state}|Priority|N/A|100|1:00:00|1:00:00|1|N/A|2026-11-20T10:00:00|normal|acct|"
+    row = f"77|{state}|Priority|boost|me|acct|normal|100|2026-11-20T10:00:00|N/A|0:00|1:00:00|1|N/A|||(null)|old-1"
     replace_fake(run, "squeue", f"echo '{row}'")
 
 
