@@ -2,7 +2,9 @@
 
 `make bench-queue` (as root: it starts the tests' Slurm) prints the tables and writes results/queue_view.json.
 Each pair is measured in turn in one run; the ratio is the median of the pairs' ratios. Memory is the highest resident
-set of the process (without Slurm's own commands), from wait4.
+set of the process (without Slurm's own commands), from wait4. The processor time (user and system, Slurm's commands
+that ours starts included) says what the clock would on a machine that does nothing else. Our modules are byte-compiled
+first, as an installed package's are.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class Row:
     over_raw_seconds: float
     ratio: float
     memory_mib: float
+    cpu_seconds: float
+    raw_cpu_seconds: float
 
 
 class LongQueue(SlurmCluster):
@@ -62,8 +66,8 @@ class LongQueue(SlurmCluster):
             file.write("MaxArraySize=20001\nMaxJobCount=50000\n")
 
 
-def run_measured(argv: Sequence[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds and MiB of one command, its output thrown away."""
+def run_measured(argv: Sequence[str], environment: dict[str, str]) -> tuple[float, float, float]:
+    """Seconds, MiB and processor seconds of one command, its output thrown away."""
     start = time.perf_counter()
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, status, usage = os.wait4(process.pid, 0)
@@ -73,7 +77,7 @@ def run_measured(argv: Sequence[str], environment: dict[str, str]) -> tuple[floa
     process.stderr.close()
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, words
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
 
 def measure(what: str, words: Sequence[str], raw: Sequence[Sequence[str]], pending: int, runs: int,
@@ -83,21 +87,23 @@ def measure(what: str, words: Sequence[str], raw: Sequence[Sequence[str]], pendi
     pairs = []
     memory = 0.0
     for number in range(PAIRS + 1):
-        ours, used = run_measured(argv, environment)
-        theirs = sum(run_measured(call, environment)[0] for call in raw)
+        ours, used, cpu = run_measured(argv, environment)
+        answers = [run_measured(call, environment) for call in raw]
         memory = max(memory, used)
         if number:
-            pairs.append((ours, theirs))
-    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    over = statistics.median(a - b for a, b in pairs)
-    ratio = statistics.median(a / b for a, b in pairs)
+            pairs.append((ours, sum(answer[0] for answer in answers), cpu, sum(answer[2] for answer in answers)))
+    ours, theirs, cpu, raw_cpu = (statistics.median(side) for side in zip(*pairs, strict=True))
+    over = statistics.median(pair[0] - pair[1] for pair in pairs)
+    ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
     names = " + ".join(" ".join(call[:2]) for call in raw)
     row = Row(
-        what, pending, runs, round(ours, 3), names, round(theirs, 3), round(over, 3), round(ratio, 2), round(memory)
-    )
+        what, pending, runs, round(ours, 3), names, round(theirs, 3), round(over, 3), round(ratio, 2), round(memory),
+        round(cpu, 3), round(raw_cpu, 3),
+    )  # fmt: skip
     print(
         f"{what:22} {pending:6} pending {runs:6} runs  {row.seconds:6.3f} s  {names}: {row.raw_seconds:6.3f} s  "
-        f"+{row.over_raw_seconds:.3f} s  x{row.ratio:.2f}  {row.memory_mib:.0f} MiB",
+        f"+{row.over_raw_seconds:.3f} s  x{row.ratio:.2f}  {row.memory_mib:.0f} MiB  "
+        f"processor {row.cpu_seconds:.2f} s, raw {row.raw_cpu_seconds:.2f} s",
         flush=True,
     )
     return row
@@ -142,6 +148,8 @@ def measure_queue(cluster: SlurmCluster, directory: Path) -> list[Row]:
         cluster.call("sacctmgr", "-i", "add", "user", user, f"account={ACCOUNT}")
     home = directory / "runs"
     environment = {**cluster.environment, "LORA_JOBS_HOME": str(home), "SLURM_CONF": str(cluster.slurm_conf)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(directory / "bytecode")
     submit = ("sbatch", "--parsable", "--output=/dev/null", "--gpus-per-node=4", "--nodes=2", "--time=30", str(script))
     running = cluster.call(*submit).stdout.strip()
     wait_until(lambda: "RUNNING" in cluster.call("squeue", "-h", "-j", running, "-o", "%T").stdout, "it", cluster.root)

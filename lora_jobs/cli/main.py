@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-import tempfile
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lora_jobs import __version__
-from lora_jobs.cli import show, show_page, show_plan, show_runs, show_status
 from lora_jobs.cli.screen import clean_log, error_to_json, print_json, say, show_error, show_rows, warn
 from lora_jobs.errors import ClusterError, LoraJobsError, RunError, SpecError
 
@@ -81,20 +79,22 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Validate a spec, estimate memory per GPU, say what would make it fit."""
+    from lora_jobs.cli.show_check import show_check
     from lora_jobs.workflows.checking import check_job
 
     report = check_job(spec, overrides or (), exact=exact)
     if as_json:
         print_json(report.to_json())
     else:
-        show.show_check(report)
+        settings = (word for override in overrides or () for word in ("--set", override))
+        show_check(report, shlex.join(["lora-jobs", "check", str(spec), *settings]))
     if not report.fits:
         raise typer.Exit(EXIT_NOT_FITTING)
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of job specs, for editors."""
+def schema(_as_json: AsJson = True) -> None:
+    """Print the JSON Schema of job specs, for editors; it is JSON with --json and without."""
     from lora_jobs.spec import build_schema
 
     print_json(build_schema())
@@ -125,13 +125,14 @@ def render(
 @app.command()
 def plan(spec: SpecPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Compare partitions and numbers of GPUs: fits, expected start and finish, GPU-hours. Submits nothing."""
+    from lora_jobs.cli.show_plan import show_plan, show_question
     from lora_jobs.workflows.planning import plan_spec
 
-    found = plan_spec(spec, overrides or (), progress=None if as_json else show_plan.show_question)
+    found = plan_spec(spec, overrides or (), progress=None if as_json else show_question)
     if as_json:
         print_json(found.to_json())
     else:
-        show_plan.show_plan(found, str(spec))
+        show_plan(found, str(spec))
 
 
 @app.command()
@@ -171,6 +172,7 @@ def status(
 ) -> None:
     """Show my runs: state, reason in plain words, priority, rank, expected start, progress. With JOB: one page."""
     if watch:
+        from lora_jobs.cli import show_status
         from lora_jobs.workflows.observing import find_status
         from lora_jobs.workflows.watching import watch_status
 
@@ -179,24 +181,27 @@ def status(
         look = partial(find_status, job, everything=everything, user=user, partition=partition)
         show_status.watch_status(watch_status(look))
     elif job:
+        from lora_jobs.cli.show_page import show_page
         from lora_jobs.workflows.detailing import describe_run
 
         page = describe_run(job)
-        print_json(page.to_json()) if as_json else show_page.show_page(page)
+        print_json(page.to_json()) if as_json else show_page(page)
     else:
+        from lora_jobs.cli.show_status import show_status as show_report
         from lora_jobs.workflows.observing import find_status
 
         report = find_status(everything=everything, user=user, partition=partition)
-        print_json(report.to_json()) if as_json else show_status.show_status(report)
+        print_json(report.to_json()) if as_json else show_report(report)
 
 
 @app.command()
 def why(job: JobName = None, as_json: AsJson = False) -> None:
     """Say why a job waits, or ended: the reason in plain words, its numbers, what can be done."""
+    from lora_jobs.cli.show_page import show_why
     from lora_jobs.workflows.explaining import explain_job
 
     answer = explain_job(job)
-    print_json(answer.to_json()) if as_json else show_page.show_why(answer)
+    print_json(answer.to_json()) if as_json else show_why(answer)
 
 
 @app.command()
@@ -217,6 +222,7 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Verify the checkpoints, choose the newest good one, explain, continue."""
+    from lora_jobs.cli.show import show_resume
     from lora_jobs.workflows.resuming import plan_resume, resume_run
 
     plan = plan_resume(
@@ -229,7 +235,7 @@ def resume(
         force=force,
     )
     if not as_json:
-        show.show_resume(plan)
+        show_resume(plan)
     if plan.finished or plan.pending or dry_run:
         if as_json:
             print_json(plan.to_json())
@@ -239,17 +245,21 @@ def resume(
 
 
 def _show_sent(sent: SubmitReport, *, wait: bool, as_json: bool) -> None:
+    from lora_jobs.cli.show import show_submission
+
     if as_json:
         print_json(sent.to_json())
     else:
-        show.show_submission(sent)
+        show_submission(sent)
     if sent.run is None or not (wait or sent.reused):
         return
+    from lora_jobs.cli.show_runs import show_outcome, show_progress
     from lora_jobs.workflows.following import follow_run
+    from lora_jobs.workflows.progress import load_outcome
 
-    final = show_runs.show_progress(follow_run(sent.run), quiet=as_json or sent.reused)
+    final = show_progress(follow_run(sent.run), quiet=as_json or sent.reused)
     if not as_json:
-        show_runs.show_outcome(sent.run, final)
+        show_outcome(sent.run, final, load_outcome(sent.run))
     if final.state != "COMPLETED":
         raise typer.Exit(EXIT_RUN)
 
@@ -261,13 +271,14 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Give a verdict per checkpoint, with the reason."""
+    from lora_jobs.cli.show import show_verdicts
     from lora_jobs.workflows.resuming import verify_path_or_run
 
     verdicts = verify_path_or_run(target, level=level)
     if as_json:
         print_json({"checkpoints": [verdict.to_json() for verdict in verdicts]})
     else:
-        show.show_verdicts(verdicts)
+        show_verdicts(verdicts)
     if not all(verdict.good for verdict in verdicts):
         raise typer.Exit(EXIT_RUN)
 
@@ -342,7 +353,15 @@ def list_clusters(context: typer.Context, as_json: AsJson = False) -> None:
         return
     from lora_jobs.workflows.listing import list_partitions
 
-    show_rows("clusters", list_partitions(), as_json=as_json)
+    rows, errors = list_partitions()
+    if as_json:
+        print_json({"clusters": rows, "errors": [error_to_json(error) for error in errors]})
+    else:
+        show_rows("clusters", rows, as_json=False)
+    for error in errors:
+        show_error(error)
+    if errors:
+        raise typer.Exit(SpecError.exit_code)
 
 
 @clusters.command("init")
@@ -370,13 +389,9 @@ def run() -> None:
         if status_code == EXIT_INTERRUPTED:  # typer's own word for Ctrl-C
             raise KeyboardInterrupt
     except LoraJobsError as error:
-        if "--json" in sys.argv:
-            print_json(error_to_json(error))
-        show_error(error)
-        status_code = error.exit_code
+        status_code = _report(error)
     except typer.TyperException as error:
-        show_error(SpecError(error.format_message(), hint="lora-jobs --help, lora-jobs COMMAND --help"))
-        status_code = SpecError.exit_code
+        status_code = _report(SpecError(error.format_message(), hint="lora-jobs --help, lora-jobs COMMAND --help"))
     except (KeyboardInterrupt, typer.Abort):
         warn("interrupted; a job that was submitted goes on: lora-jobs status")
         status_code = EXIT_INTERRUPTED
@@ -385,14 +400,24 @@ def run() -> None:
         status_code = 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        show_error(RunError(f"{where}{error.strerror or error}"))
-        status_code = RunError.exit_code
+        status_code = _report(RunError(f"{where}{error.strerror or error}"))
     except Exception as error:  # noqa: BLE001 - the last stop before the user
         status_code = _report_bug(error)
     raise SystemExit(status_code or 0)
 
 
+def _report(error: LoraJobsError) -> int:
+    """The error on stderr, and with --json as the one document on stdout; returns its exit code."""
+    if "--json" in sys.argv:
+        print_json(error_to_json(error))
+    show_error(error)
+    return error.exit_code
+
+
 def _report_bug(error: Exception) -> int:
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile("w", prefix="lora-jobs-", suffix=".log", delete=False, encoding="utf-8") as file:
         file.write(f"lora-jobs {__version__}: {' '.join(sys.argv[1:])}\n\n{traceback.format_exc()}")
     warn(

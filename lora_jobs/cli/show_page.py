@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from textwrap import fill
 from typing import TYPE_CHECKING
 
-from lora_jobs.cli.screen import add_row, build_console, build_table, clean_log, say, warn
+from lora_jobs.cli.screen import add_row, build_console, build_table, clean_log, find_width, say, warn
 from lora_jobs.cli.show import show_verdicts
 from lora_jobs.cli.show_status import format_job, format_memory, format_span, format_state, format_steps, format_when
 from lora_jobs.units import format_duration
@@ -99,7 +100,7 @@ def show_why(why: Explanation) -> None:
     """The reason in plain words, the numbers behind it, and what can be done."""
     name = " ".join(part for part in (why.run, f"job {why.job_id}" if why.job_id else "") if part)
     say(f"{name}: {why.state}" + (f", {why.reason}" if why.reason else ""), "bold")
-    say(f"  {why.meaning}")
+    say(fill(why.meaning, find_width(), initial_indent="  ", subsequent_indent="  ", break_long_words=False))
     turn = {"wait": "the cluster's turn: it can start by itself", "you": "your turn: it will not start by itself",
             "admin": "an administrator's turn"}.get(why.turn)  # fmt: skip
     if why.state == "PENDING":
@@ -114,7 +115,7 @@ def show_why(why: Explanation) -> None:
         say()
     say("what you can do", "bold")
     for action in why.actions:
-        say(f"  - {action}")
+        say(fill(action, find_width(), initial_indent="  - ", subsequent_indent="    ", break_long_words=False))
     for note in why.notes:
         warn(f"note: {note}")
 

@@ -9,13 +9,13 @@ from rich.text import Text
 
 from lora_jobs.cli.screen import build_console, clean, say
 from lora_jobs.cli.show import explain_end
-from lora_jobs.runs import load_metrics
 from lora_jobs.workflows.observing import RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.runs import Run
+    from lora_jobs.workflows.progress import Outcome
 
 
 def _number(value: float | None) -> str:
@@ -67,19 +67,18 @@ def _describe(event: dict[str, Any], total: float | None) -> str | None:
     return None
 
 
-def show_outcome(run: Run, status: RunStatus) -> None:
+def show_outcome(run: Run, status: RunStatus, outcome: Outcome) -> None:
     """How the run ended: held-out loss before and after, the adapter, a caption with and without it."""
-    metrics = load_metrics(run)
     say()
     if status.state != "COMPLETED":
         say(explain_end(run, status), "bold red")
         say(f"next: lora-jobs logs {run.id} · {status.next_step or ''}")
         return
     say(f"{run.id} finished: {status.total_steps or status.step} steps, {status.attempts} attempt(s)", "bold green")
-    losses = {row.get("phase"): row["eval_loss"] for row in metrics if row.get("kind") == "eval"}
-    if "before" in losses and "after" in losses:
-        say(f"  held-out loss   {_number(losses['before'])} before, {_number(losses['after'])} after")
-    for sample in [row for row in metrics if row.get("kind") == "sample"][-1:]:
+    if outcome.losses is not None:
+        before, after = outcome.losses
+        say(f"  held-out loss   {_number(before)} before, {_number(after)} after")
+    if (sample := outcome.sample) is not None:
         say(f"  wanted answer   {_shorten(sample.get('expected', ''))}")
         say(f"  without adapter {_shorten(sample.get('without_adapter', ''))}")
         say(f"  with adapter    {_shorten(sample.get('with_adapter', ''))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lora_jobs.cluster.commands import run_command
+from lora_jobs.cluster.commands import find_query_seconds, run_command
 from lora_jobs.cluster.parsers import (
     SACCT_FORMAT,
     SPRIO_FORMAT,
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# A command gives up by itself on a controller that is gone after about 40 s (measured, 22.05).
-QUERY_SECONDS = 60.0
 ORDER_SECONDS = 90.0
 NO_SUCH_JOB = "Invalid job id"
 
@@ -121,7 +119,7 @@ def _ask_squeue(ids: list[str], notes: list[str]) -> list[SlurmJob] | None:
     """Rows of squeue, ended jobs that it still holds included; None when it could not be asked."""
     argv = ["squeue", "-h", "--states=all", "-o", SQUEUE_FORMAT, "-j", ",".join(ids)]
     try:
-        answer = run_command(argv, timeout=QUERY_SECONDS)
+        answer = run_command(argv, timeout=find_query_seconds())
         if answer.returncode == 0:
             return parse_squeue(answer.stdout)
         if NO_SUCH_JOB in answer.stderr:
@@ -136,7 +134,7 @@ def ask_sacct(ids: list[str], notes: list[str]) -> list[SlurmJob]:
     """Rows of sacct, one per start of a job that was requeued; none, and a note, when it can't be read."""
     argv = ["sacct", "-X", "-D", "-P", "-n", "-o", SACCT_FORMAT, "-j", ",".join(ids)]
     try:
-        answer = run_command(argv, timeout=QUERY_SECONDS)
+        answer = run_command(argv, timeout=find_query_seconds())
         if answer.returncode == 0:
             return parse_sacct(answer.stdout)
         notes.append(f"past jobs not readable: {explain_refusal(answer.stderr).message}")
@@ -162,7 +160,7 @@ def ask_sprio(ids: Sequence[str], notes: list[str]) -> dict[str, Factors]:
         ",".join(dict.fromkeys(job_id.partition("_")[0] for job_id in ids)),
     ]
     try:
-        answer = run_command(argv, timeout=QUERY_SECONDS)
+        answer = run_command(argv, timeout=find_query_seconds())
         gone = "Unable to find jobs" in answer.stdout + answer.stderr
         if answer.returncode != 0 and not gone:
             raise CommandError(clean_message(answer.stderr) or f"sprio ended with {answer.returncode}")

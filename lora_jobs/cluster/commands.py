@@ -53,6 +53,17 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
     }
 
 
+def find_query_seconds() -> float:
+    """Seconds that one question to Slurm may take: LORA_JOBS_QUERY_SECONDS, else 60. Errors: CommandError.
+
+    A command gives up by itself on a controller that is gone after about 40 s (measured, 22.05).
+    """
+    given = os.environ.get("LORA_JOBS_QUERY_SECONDS") or "60"
+    if not given.isdecimal() or not int(given):
+        raise CommandError(f"LORA_JOBS_QUERY_SECONDS is {given!r}, wanted whole seconds, such as 60")
+    return float(given)
+
+
 def run_command(
     argv: Sequence[str],
     *,

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_jobs.cluster.commands import run_command
+from lora_jobs.cluster.commands import find_query_seconds, run_command
+from lora_jobs.cluster.parsers import parse_config
 from lora_jobs.cluster.refusals import explain_refusal
 from lora_jobs.errors import ClusterError, OutputError
 from lora_jobs.units import parse_duration
@@ -20,13 +21,11 @@ SINFO_FORMAT = "%R|%a|%l|%D|%c|%m|%T|%G|%f"
 QOS_FORMAT = "Name,Priority,MaxWall,MaxTRES,MaxTRESPU,MaxJobsPU,MaxSubmitPU,GrpTRES,Flags"
 ASSOCIATION_FORMAT = "Cluster,Account,Partition,QOS,MaxJobs,MaxSubmit,MaxWall,MaxTRES,GrpTRES"
 _ASSOCIATION_LIMITS = ("MaxJobs", "MaxSubmit", "MaxWall", "MaxTRES", "GrpTRES")
-QUERY_SECONDS = 60.0
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo", "sacct", "sprio", "sacctmgr")
 
 _EMPTY = frozenset({"", "(null)", "N/A", "n/a", "None", "NONE", "none"})
 _GRES = re.compile(r"gpu(?::(?P<type>[A-Za-z][^:,()]*))?(?::(?P<count>\d+))?(?:\([^)]*\))?")
 _PAIR = re.compile(r"(?P<key>[A-Za-z][A-Za-z0-9_/]*)=(?P<value>.*?)(?=\s+[A-Za-z][A-Za-z0-9_/]*=|\s*$)")
-_CONFIG = re.compile(r"^(?P<key>[A-Za-z_][A-Za-z0-9_\[\]]*)\s*=(?P<value>.*)$", re.MULTILINE)
 _VERSION = re.compile(r"\b(?P<version>\d+\.\d+(?:\.\d+)?\S*)")
 
 
@@ -156,7 +155,7 @@ def read_inventory(user: str) -> Inventory:
 
 def _ask(argv: Sequence[str], what: str, notes: list[str]) -> str | None:
     try:
-        answer = run_command(argv, timeout=QUERY_SECONDS)
+        answer = run_command(argv, timeout=find_query_seconds())
     except ClusterError as error:
         notes.append(f"{what} not readable: {error.message}")
         return None
@@ -236,11 +235,6 @@ def parse_partitions(text: str) -> list[PartitionRules]:
 def parse_pairs(line: str) -> dict[str, str]:
     """ "A=1 B=two words C=" as a dict; a value goes on until the next key."""
     return {match["key"]: match["value"].strip() for match in _PAIR.finditer(line)}
-
-
-def parse_config(text: str) -> dict[str, str]:
-    """ "Key = value" lines of `scontrol show config`."""
-    return {match["key"]: match["value"].strip() for match in _CONFIG.finditer(text)}
 
 
 def parse_qos(text: str) -> list[Qos]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_jobs.cluster.client import QUERY_SECONDS
-from lora_jobs.cluster.commands import run_command
+from lora_jobs.cluster.commands import find_query_seconds, run_command
 from lora_jobs.cluster.inventory import QOS_FORMAT, parse_qos
 from lora_jobs.cluster.refusals import explain_refusal
 from lora_jobs.errors import ClusterError, OutputError
@@ -34,6 +33,8 @@ class PartitionView:
     away: tuple[str, ...]
     limit_seconds: int | None
     max_nodes: int | None
+    hosts: tuple[str, ...] = ()
+    """Host lists, as Slurm writes them."""
 
 
 def parse_partition(text: str) -> PartitionView | None:
@@ -63,12 +64,13 @@ def parse_partition(text: str) -> PartitionView | None:
         away=tuple(away),
         limit_seconds=_seconds(rows[0][2]),
         max_nodes=int(most) if most.isdecimal() else None,
+        hosts=tuple(row[6] for row in rows),
     )
 
 
 def ask_partition(name: str, notes: list[str]) -> PartitionView | None:
     """The partition by one sinfo; None, and a note, when it can't be read."""
-    text = _ask(["sinfo", "-h", "-p", name, "-o", NODES_FORMAT], "nodes", notes) if name else None
+    text = ask_slurm(["sinfo", "-h", "-p", name, "-o", NODES_FORMAT], "nodes", notes) if name else None
     try:
         return parse_partition(text or "")
     except OutputError as error:
@@ -79,13 +81,14 @@ def ask_partition(name: str, notes: list[str]) -> PartitionView | None:
 def ask_qos(name: str, notes: list[str]) -> Qos | None:
     """The limits of one QOS by one sacctmgr; None, and a note, when it can't be read."""
     argv = ["sacctmgr", "-n", "-P", "show", "qos", name, f"format={QOS_FORMAT}"]
-    text = _ask(argv, "limits of the QOS", notes)
+    text = ask_slurm(argv, "limits of the QOS", notes)
     return next((qos for qos in parse_qos(text or "") if qos.name == name), None)
 
 
-def _ask(argv: Sequence[str], what: str, notes: list[str]) -> str | None:
+def ask_slurm(argv: Sequence[str], what: str, notes: list[str]) -> str | None:
+    """The answer to one question; None, and a note that names `what`, when there is none."""
     try:
-        answer = run_command(argv, timeout=QUERY_SECONDS)
+        answer = run_command(argv, timeout=find_query_seconds())
         if answer.returncode == 0:
             return answer.stdout
         notes.append(f"{what} not readable: {explain_refusal(answer.stderr or answer.stdout).message}")

@@ -23,6 +23,9 @@ EXIT_HANG = 87
 EXIT_NO_PROGRESS = 88
 """Two attempts in a row committed nothing: a third would end the same way."""
 
+EXIT_DISK_FULL = 89
+"""There is no room for a checkpoint: two saves in a row could not be made."""
+
 LOG_TAIL_BYTES = 64 * 1024
 
 Policy = Literal["done", "resume", "ask", "refuse"]
@@ -109,6 +112,7 @@ CAUSES: tuple[Cause, ...] = (
         "ask",
         "free some space, then lora-jobs resume",
         log=r"No space left on device|Disk quota exceeded|no space left for|Errno 28\b|Errno 122\b",
+        codes=(EXIT_DISK_FULL,),
     ),
     Cause(
         "gpu_broken",
@@ -231,7 +235,7 @@ def classify_end(*, log: str = "", exit_code: int | None = None, state: str | No
 
     `log` is the end of the attempt's log with the recorded reason; `state` as Slurm spells it.
     """
-    ours = range(EXIT_SAVED, EXIT_NO_PROGRESS + 1)
+    ours = range(EXIT_SAVED, EXIT_DISK_FULL + 1)
     if exit_code == 0 or exit_code in ours:
         return Diagnosis(next(cause for cause in CAUSES if exit_code in cause.codes), _find_last_words(log))
     word = state.split()[0].rstrip("+").upper() if state and state.split() else ""

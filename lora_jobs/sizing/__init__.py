@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from lora_jobs.sizing.cards import Card, list_common_cards
 from lora_jobs.sizing.gpus import GPUS, Gpu, cpu_device, detected_gpu, find_gpu
 from lora_jobs.sizing.memory import Estimate, estimate_memory
 from lora_jobs.sizing.models import MODELS, ModelShape, find_shape
-from lora_jobs.sizing.parameters import count_parameters, count_trainable, match_targets
-from lora_jobs.sizing.suggestions import Suggestion, apply_settings, suggest_changes
+from lora_jobs.sizing.parameters import count_parameters, count_trainable
+from lora_jobs.sizing.suggestions import Elsewhere, Suggestion, apply_settings
+from lora_jobs.sizing.targets import match_targets
 from lora_jobs.sizing.verdict import Verdict, size_job
 
 __all__ = [
     "GPUS",
     "MODELS",
+    "Card",
+    "Elsewhere",
     "Estimate",
     "Gpu",
     "ModelShape",
@@ -25,7 +29,7 @@ __all__ = [
     "estimate_memory",
     "find_gpu",
     "find_shape",
+    "list_common_cards",
     "match_targets",
     "size_job",
-    "suggest_changes",
 ]

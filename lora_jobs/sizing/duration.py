@@ -73,6 +73,7 @@ SPEEDS: dict[str, Speed] = {
     "A4000": Speed(76.7, 19.2, 0.40, _DATASHEET),
     "RTX3090": Speed(71.0, 35.6, 0.50, _DATASHEET),
     "RTX4090": Speed(165.2, 82.6, 0.50, _DATASHEET),
+    "RTX5090": Speed(209.5, 104.8, 0.50, _DATASHEET),
     "A10": Speed(125.0, 31.2, 0.35, _DATASHEET),
     "L4": Speed(121.0, 30.3, 0.30, _DATASHEET),
     "A6000": Speed(154.8, 38.7, 0.40, _DATASHEET),

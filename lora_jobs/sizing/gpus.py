@@ -25,6 +25,12 @@ CUBLAS_WORKSPACE_BYTES = 2 * 8 * MIB
 HOPPER_CUBLAS_WORKSPACE_BYTES = 2 * 32 * MIB
 """The same on Hopper: 32 MiB a handle."""
 
+NCCL_BYTES = 688 * MIB
+"""NCCL's buffers on a rank; published: 544 to 688 on 4 x A100."""
+
+ALLOCATOR_WORST = 0.17
+"""Of the allocated peak: what the worst published case needed beside it on the smallest card that ran it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -37,6 +43,9 @@ class Gpu:
     source: str
     compute_capability: tuple[int, int] = (0, 0)
     workspace_bytes: int = 0
+    nccl_bytes: int = NCCL_BYTES
+    allocator_worst: float = ALLOCATOR_WORST
+    """Share of the allocated peak that the allocator may need on top of it in the worst case known."""
     aliases: tuple[str, ...] = ()
 
     @property
@@ -65,6 +74,7 @@ _ROWS: tuple[tuple[str, int, float, int, tuple[int, int], str, tuple[str, ...]],
     ("RTX4090", 24564, 23.52, 0, (8, 9), _ASSUMED, ("NVIDIA GeForce RTX 4090", "4090", "4090-24")),
     ("A10", 23028, 21.98, 0, (8, 6), _ASSUMED, ("NVIDIA A10", "A10G", "NVIDIA A10G", "A10-24")),
     ("L4", 23034, 21.95, 226, (8, 9), _MEASURED, ("NVIDIA L4", "L4-24")),
+    ("RTX5090", 32607, 31.36, 0, (12, 0), _ASSUMED, ("NVIDIA GeForce RTX 5090", "5090", "5090-32")),
     ("A6000", 49140, 47.40, 0, (8, 6), _ASSUMED, ("NVIDIA RTX A6000", "RTXA6000", "A6000-48")),
     ("A40", 46068, 44.35, 0, (8, 6), _ASSUMED, ("NVIDIA A40", "A40-48")),
     ("L40S", 46068, 44.39, 0, (8, 9), _ASSUMED, ("NVIDIA L40S", "L40S-48")),

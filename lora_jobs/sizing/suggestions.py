@@ -1,30 +1,35 @@
-"""What would make a job fit: changes in the order of their cost to the training, each with the estimate under it."""
+"""What would make a job fit: the estimator run again under changes; the smallest set that is enough comes first."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.errors import SpecError
-from lora_jobs.sizing.activations import choose_attention
-from lora_jobs.sizing.losses import uses_fused_loss
-from lora_jobs.sizing.memory import Estimate, estimate_memory
+from lora_jobs.sizing.changes import CHANGES, Change, Cost, Settings
+from lora_jobs.sizing.margins import Word, cautious_bytes, choose_verdict, required_bytes
+from lora_jobs.sizing.memory import list_peaks
 from lora_jobs.sizing.models import find_shape
 from lora_jobs.spec.load import replace_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lora_jobs.sizing.gpus import Gpu
-    from lora_jobs.sizing.models import ModelShape
     from lora_jobs.spec.job import JobSpec
 
-Settings = dict[str, Any]
+MOST_TOGETHER = 3
+"""Changes in one suggestion that is searched for as the smallest; beyond it changes are added, cheapest first."""
 
-SHORTEST_LENGTH = 512
-"""max_length is not suggested below this: rows that long are cut, which changes what is learnt."""
+MOST_TRIED = 10
+"""Sets of one size that are estimated in full; which ones, the sum of their single savings tells."""
 
-SMALLEST_R = 8
+SLACK = 1.03
+"""Savings rarely add up exactly: a set that is predicted to miss by this much is tried all the same."""
+
+_ORDER: tuple[Cost, ...] = ("none", "time", "other hardware", "result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,155 +38,62 @@ class Suggestion:
 
     set: Mapping[str, Any]
     peak_bytes: int
-    fits: bool
+    verdict: Word
     why: str
 
+    @property
+    def fits(self) -> bool:
+        return self.verdict != "does not fit"
+
     def to_json(self) -> dict[str, Any]:
-        return {"set": dict(self.set), "peak_bytes": self.peak_bytes, "fits": self.fits, "why": self.why}
+        values = {"set": dict(self.set), "peak_bytes": self.peak_bytes, "fits": self.fits}
+        return {**values, "verdict": self.verdict, "why": self.why}
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One way to need less: the settings it takes for a spec (none where it does not apply), and what it costs."""
+class Elsewhere:
+    """The same job on other hardware: its settings, the device that they lead to, and what they are."""
 
-    settings: Callable[[JobSpec, ModelShape, Gpu], Settings]
+    set: Mapping[str, Any]
+    gpu: Gpu
     why: str
 
 
-def _fuse_loss(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    return {} if uses_fused_loss(spec) else {"training.trainer": "trl"}
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One change and the estimate under it: allocated bytes at each instant, and what must fit."""
 
+    change: Change | None
+    settings: Settings
+    spec: JobSpec
+    gpu: Gpu
+    peaks: Mapping[str, int]
+    why: str
+    cost: Cost
 
-def _shrink_evaluation(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    return {"training.per_device_eval_batch_size": 1} if spec.training.per_device_eval_batch_size > 1 else {}
+    @property
+    def allocated(self) -> int:
+        return max(self.peaks.values())
 
+    @property
+    def peak_bytes(self) -> int:
+        return required_bytes(self.spec, self.gpu, self.allocated)
 
-def _shrink_bucket(spec: JobSpec, shape: ModelShape, _gpu: Gpu) -> Settings:
-    zero = spec.deepspeed
-    if zero is None or zero.reduce_bucket_size == "auto" or zero.reduce_bucket_size <= shape.hidden_size**2:
-        return {}
-    return {"deepspeed.reduce_bucket_size": "auto"}
+    @property
+    def cautious_bytes(self) -> int:
+        return cautious_bytes(self.spec, self.gpu, self.allocated)
 
+    @property
+    def word(self) -> Word:
+        return choose_verdict(self.peak_bytes, self.cautious_bytes, self.gpu.usable_bytes)
 
-def _use_sdpa(spec: JobSpec, shape: ModelShape, _gpu: Gpu) -> Settings:
-    if choose_attention(spec, shape) != "eager" or shape.traits.attention_soft_cap:
-        return {}
-    return {"model.attn_implementation": "sdpa"}
+    @property
+    def room(self) -> float:
+        """Bytes left beside what must fit; negative where it does not."""
+        return self.gpu.usable_bytes - self.peak_bytes
 
-
-def _use_flash(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Settings:
-    if choose_attention(spec, shape) == "flash_attention_2" or gpu.is_cpu or not gpu.has_bf16:
-        return {}
-    if not (spec.training.bf16 or spec.training.fp16) and spec.model.dtype == "float32":
-        return {}
-    return {"model.attn_implementation": "flash_attention_2"}
-
-
-def _checkpoint(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    return {} if spec.training.activation_checkpointing else {"training.activation_checkpointing": True}
-
-
-def _tie(spec: JobSpec, shape: ModelShape, _gpu: Gpu) -> Settings:
-    both = {"embed_tokens", "lm_head"} <= set(spec.lora.modules_to_save)
-    if not (both and shape.tie_word_embeddings and not spec.lora.ensure_weight_tying):
-        return {}
-    return {"lora.ensure_weight_tying": True}
-
-
-def _halve_batch(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    batch = spec.training.per_device_train_batch_size
-    if batch % 2:
-        return {}
-    return {
-        "training.per_device_train_batch_size": batch // 2,
-        "training.gradient_accumulation_steps": spec.training.gradient_accumulation_steps * 2,
-    }
-
-
-def _smallest_batch(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    batch = spec.training.per_device_train_batch_size
-    if batch < 3:
-        return {}
-    return {
-        "training.per_device_train_batch_size": 1,
-        "training.gradient_accumulation_steps": spec.training.gradient_accumulation_steps * batch,
-    }
-
-
-def _shard(stage: int) -> Callable[[JobSpec, ModelShape, Gpu], Settings]:
-    def settings(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-        present = -1 if spec.deepspeed is None else spec.deepspeed.zero_stage
-        if spec.resources.world_size < 2 or present >= stage or (stage == 3 and spec.model.quantization):
-            return {}
-        return {"deepspeed.zero_stage": stage}
-
-    return settings
-
-
-def _half_base(spec: JobSpec, _shape: ModelShape, gpu: Gpu) -> Settings:
-    if spec.model.dtype != "float32" or not gpu.has_bf16 or spec.training.fp16:
-        return {}
-    return {"model.dtype": "bfloat16", "training.bf16": True}
-
-
-def _small_adam(spec: JobSpec, _shape: ModelShape, gpu: Gpu) -> Settings:
-    offloads = spec.deepspeed is not None and spec.deepspeed.offload_optimizer
-    if "bit" in spec.training.optim or offloads or gpu.is_cpu:
-        return {}
-    return {"training.optim": "adamw_bnb_8bit"}
-
-
-def _offload(spec: JobSpec, _shape: ModelShape, gpu: Gpu) -> Settings:
-    zero = spec.deepspeed
-    if zero is None or zero.offload_optimizer or zero.zero_stage == 0 or gpu.is_cpu:
-        return {}
-    if "bit" in spec.training.optim:
-        return {}
-    return {"deepspeed.offload_optimizer": True}
-
-
-def _quantize(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    if spec.model.quantization is not None or (spec.deepspeed is not None and spec.deepspeed.zero_stage == 3):
-        return {}
-    return {"model.quantization.load_in_4bit": True, "model.quantization.bnb_4bit_use_double_quant": True}
-
-
-def _halve_length(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    length = spec.data.max_length // 2
-    return {"data.max_length": length} if length >= SHORTEST_LENGTH else {}
-
-
-def _halve_r(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    r = spec.lora.r // 2
-    if r < SMALLEST_R:
-        return {}
-    return {"lora.r": r} if spec.lora.lora_alpha is None else {"lora.r": r, "lora.lora_alpha": spec.lora.alpha / 2}
-
-
-def _save_nothing(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    return {"lora.modules_to_save": []} if spec.lora.modules_to_save else {}
-
-
-CHANGES: tuple[Change, ...] = (
-    Change(_fuse_loss, "the same loss without its logits in memory; training is unchanged"),
-    Change(_shrink_evaluation, "evaluation only: the same loss, slower"),
-    Change(_shrink_bucket, "a smaller communication buffer; training is unchanged"),
-    Change(_use_sdpa, "no attention scores in memory; training is unchanged but for rounding"),
-    Change(_tie, "embedding and output layer stay one tensor, as in the base model"),
-    Change(_use_flash, "no attention scores in memory; needs the flash-attn package in the job's environment"),
-    Change(_checkpoint, "activations are computed twice: about a third slower, the same result"),
-    Change(_halve_batch, "the same effective batch in more micro-batches: a little slower"),
-    Change(_smallest_batch, "the same effective batch in micro-batches of one row: slower"),
-    Change(_shard(2), "gradients and optimizer state are split over the GPUs"),
-    Change(_half_base, "weights in bfloat16: half the memory, less precision"),
-    Change(_small_adam, "optimizer state in 8 bits; needs the bitsandbytes package"),
-    Change(_shard(3), "the weights are split over the GPUs too: much more communication"),
-    Change(_offload, "optimizer state in host memory: slower steps"),
-    Change(_quantize, "base weights in 4 bits (QLoRA): slower, a little less exact; needs the bitsandbytes package"),
-    Change(_halve_r, "fewer trained parameters: a smaller adapter, which may learn less"),
-    Change(_save_nothing, "embedding and output layer stay frozen: new tokens are not learnt"),
-    Change(_halve_length, "longer rows are cut at this length"),
-)
+    def suggest(self) -> Suggestion:
+        return Suggestion(self.settings, self.peak_bytes, self.word, self.why)
 
 
 def apply_settings(spec: JobSpec, settings: Mapping[str, Any]) -> JobSpec | None:
@@ -192,59 +104,156 @@ def apply_settings(spec: JobSpec, settings: Mapping[str, Any]) -> JobSpec | None
         return None
 
 
-def suggest_changes(spec: JobSpec, gpu: Gpu, estimate: Estimate) -> tuple[Suggestion, ...]:
-    """Every single change that lowers the peak, cheapest first; where none of them fits alone, first of all the
-    cheapest changes that do together.
-    """
-    singles = [
-        suggestion
-        for change in CHANGES
-        if (suggestion := _try_change(spec, change, gpu)) is not None and suggestion.peak_bytes < estimate.peak_bytes
+def try_as_is(spec: JobSpec, gpu: Gpu) -> Trial:
+    """The job without a change. SpecError as find_shape and the estimate raise it."""
+    return Trial(None, {}, spec, gpu, list_peaks(spec, find_shape(spec.model.name_or_path), gpu), "", "none")
+
+
+def list_trials(spec: JobSpec, gpu: Gpu, elsewhere: Iterable[Elsewhere] = ()) -> tuple[Trial, ...]:
+    """Every change that applies, each alone, cheapest first."""
+    here = [trial for change in CHANGES if (trial := _try_change(spec, gpu, change)) is not None]
+    there = [
+        trial
+        for place in elsewhere
+        if (trial := _try_settings(spec, dict(place.set), place.gpu, place.why, "other hardware")) is not None
     ]
-    if any(single.fits for single in singles):
-        return tuple(singles)
-    together = _combine_changes(spec, gpu, estimate.peak_bytes)
-    return tuple(singles) if together is None else (together, *singles)
+    return tuple(sorted([*here, *there], key=lambda trial: _ORDER.index(trial.cost)))
 
 
-def _combine_changes(spec: JobSpec, gpu: Gpu, peak: int) -> Suggestion | None:
-    """The cheapest changes taken one after the other until the job fits, without those that turn out not needed."""
-    taken: list[Suggestion] = []
-    changed = spec
+def suggest_changes(base: Trial, trials: Sequence[Trial]) -> tuple[Suggestion, ...]:
+    """The smallest set of changes that is enough, cheapest first among equals; then the smallest that leaves the
+    result of the training alone, if that is another; then every single change that helps, those that are enough first.
+
+    A job that fits already (tightly) asks for more: to fit with the worst allocator known as well.
+    """
+    helping = tuple(trial for trial in trials if _helps(base, trial))
+    first = find_smallest_set(base, helping, or_more=True)
+    gentle = None
+    if first is not None and first.cost == "result":
+        harmless = tuple(trial for trial in helping if trial.cost != "result")
+        gentle = find_smallest_set(base, harmless)
+    enough = [trial for trial in helping if _is_enough(base, trial)]
+    others = [] if base.room >= 0 else [trial for trial in helping if trial not in enough]
+    unique: dict[str, Trial] = {}
+    for trial in [*(trial for trial in (first, gentle) if trial is not None), *enough, *others]:
+        unique.setdefault(json.dumps(trial.settings, sort_keys=True), trial)
+    return tuple(trial.suggest() for trial in unique.values())
+
+
+def find_smallest_set(base: Trial, trials: Sequence[Trial], *, or_more: bool = False) -> Trial | None:
+    """The fewest changes that are enough together, the cheapest of them; None where no three are.
+
+    With `or_more` as many as it takes, the cheapest first; None where all together are not enough.
+    """
+    for size in range(1, MOST_TOGETHER + 1):
+        if size == 1:
+            found = next((trial for trial in trials if _is_enough(base, trial)), None)
+        else:
+            joined = (_join(base, chosen) for chosen in _promising(base, trials, size))
+            found = next((trial for trial in joined if trial is not None and _is_enough(base, trial)), None)
+        if found is not None:
+            return found
+    return _add_until_enough(base) if or_more else None
+
+
+def _helps(base: Trial, trial: Trial) -> bool:
+    return trial.room > base.room
+
+
+def _is_enough(base: Trial, trial: Trial) -> bool:
+    """It fits; where the job itself does, tightly, it fits with the worst allocator too."""
+    needed = trial.peak_bytes if base.room < 0 else trial.cautious_bytes
+    return needed <= trial.gpu.usable_bytes
+
+
+def _promising(base: Trial, trials: Sequence[Trial], size: int) -> Iterator[tuple[Trial, ...]]:
+    """Sets of so many changes whose single savings add up to enough, cheapest first."""
+    rank = {id(trial): place for place, trial in enumerate(trials)}
+    hopeful = [
+        chosen
+        for chosen in combinations(trials, size)
+        if _are_compatible(chosen) and _predict(base, chosen) <= SLACK * chosen[-1].gpu.usable_bytes
+    ]
+    hopeful.sort(key=lambda chosen: sorted((rank[id(trial)] for trial in chosen), reverse=True))
+    yield from hopeful[:MOST_TRIED]
+
+
+def _are_compatible(chosen: Sequence[Trial]) -> bool:
+    """No two set the same key."""
+    keys = [key for trial in chosen for key in trial.settings]
+    return len(keys) == len(set(keys))
+
+
+def _predict(base: Trial, chosen: Sequence[Trial]) -> float:
+    """What must fit if the savings at each instant add up. A guess: who passes it is estimated in full."""
+    place = next((trial for trial in chosen if trial.cost == "other hardware"), base)
+    allocated = max(
+        peak - sum(peak - trial.peaks.get(name, 0) for trial in chosen) for name, peak in base.peaks.items()
+    )
+    return required_bytes(place.spec, place.gpu, max(allocated, 0))
+
+
+def _join(base: Trial, chosen: Sequence[Trial]) -> Trial | None:
+    """The changes one after the other, each as it applies to what the others left; None where one no longer does."""
+    settings: Settings = {}
+    spec = base.spec
+    place = next((trial for trial in chosen if trial.cost == "other hardware"), base)
+    for trial in chosen:
+        change = trial.change
+        more = (
+            trial.settings if change is None else change.settings(spec, find_shape(spec.model.name_or_path), place.gpu)
+        )
+        changed = apply_settings(spec, more) if more else None
+        if changed is None:
+            return None
+        settings, spec = {**settings, **more}, changed
+    why = "together: " + "; ".join(trial.why.split(";", maxsplit=1)[0] for trial in chosen)
+    cost = max((trial.cost for trial in chosen), key=_ORDER.index)
+    return _try_settings(base.spec, settings, place.gpu, why, cost)
+
+
+def _add_until_enough(base: Trial) -> Trial | None:
+    """The cheapest changes one after the other until the job fits, without those that turn out not needed."""
+    taken: list[Trial] = []
+    now = base
     for change in CHANGES:
-        more = _try_change(changed, change, gpu)
-        if more is None or more.peak_bytes >= peak:
+        more = _try_change(now.spec, now.gpu, change)
+        if more is None or not _helps(now, more):
             continue
         taken.append(more)
-        changed, peak = apply_settings(changed, more.set) or changed, more.peak_bytes
-        if more.fits:
+        now = more
+        if _is_enough(base, now):
             break
     else:
         return None
     for unneeded in reversed(taken[:-1]):
-        fewer = _join(spec, [one for one in taken if one is not unneeded], gpu)
-        if fewer is not None and fewer.fits:
+        fewer = _merge(base, [one for one in taken if one is not unneeded])
+        if fewer is not None and _is_enough(base, fewer):
             taken = [one for one in taken if one is not unneeded]
-    return _join(spec, taken, gpu)
+    return _merge(base, taken)
 
 
-def _join(spec: JobSpec, taken: Sequence[Suggestion], gpu: Gpu) -> Suggestion | None:
-    settings = {key: value for one in taken for key, value in one.set.items()}
-    why = "together: " + "; ".join(one.why.split(";", maxsplit=1)[0] for one in taken)
-    return _try_settings(spec, settings, gpu, why)
+def _merge(base: Trial, taken: Sequence[Trial]) -> Trial | None:
+    """The settings of all, the later ones beating the earlier."""
+    settings = {key: value for one in taken for key, value in one.settings.items()}
+    why = "together: " + "; ".join(dict.fromkeys(one.why.split(";", maxsplit=1)[0] for one in taken))
+    cost = max((one.cost for one in taken), key=_ORDER.index)
+    return _try_settings(base.spec, settings, base.gpu, why, cost)
 
 
-def _try_change(spec: JobSpec, change: Change, gpu: Gpu) -> Suggestion | None:
+def _try_change(spec: JobSpec, gpu: Gpu, change: Change) -> Trial | None:
     settings = change.settings(spec, find_shape(spec.model.name_or_path), gpu)
-    return _try_settings(spec, settings, gpu, change.why) if settings else None
+    return _try_settings(spec, settings, gpu, change.why, change.cost, change) if settings else None
 
 
-def _try_settings(spec: JobSpec, settings: Settings, gpu: Gpu, why: str) -> Suggestion | None:
+def _try_settings(
+    spec: JobSpec, settings: Settings, gpu: Gpu, why: str, cost: Cost, change: Change | None = None
+) -> Trial | None:
     changed = apply_settings(spec, settings)
     if changed is None:
         return None
     try:
-        peak = estimate_memory(changed, find_shape(changed.model.name_or_path), gpu).peak_bytes
+        peaks = list_peaks(changed, find_shape(changed.model.name_or_path), gpu)
     except SpecError:
         return None
-    return Suggestion(settings, peak, peak <= gpu.usable_bytes, why)
+    return Trial(change, settings, changed, gpu, peaks, why, cost)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.errors import Problem, SpecError
-from lora_jobs.sizing.activations import choose_attention, training_batch
-from lora_jobs.sizing.gpus import GPUS, Gpu
-from lora_jobs.sizing.losses import uses_fused_loss
+from lora_jobs.sizing.cards import Card, compare_cards, find_smallest_gpu
+from lora_jobs.sizing.cautions import describe_trainable, list_warnings, refuse_unworkable
+from lora_jobs.sizing.margins import Word, choose_verdict
 from lora_jobs.sizing.memory import Estimate, estimate_memory
 from lora_jobs.sizing.models import find_shape
-from lora_jobs.sizing.modules import HEAD, vision_modules
-from lora_jobs.sizing.parameters import count_parameters, count_trainable, trainable_tensors
-from lora_jobs.sizing.suggestions import Suggestion, suggest_changes
-from lora_jobs.units import format_count, format_gib, parse_size
+from lora_jobs.sizing.moments import Moment, find_death, find_peak, list_moments
+from lora_jobs.sizing.parameters import count_parameters, count_trainable
+from lora_jobs.sizing.suggestions import Elsewhere, Suggestion, list_trials, suggest_changes, try_as_is
+from lora_jobs.units import format_gib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from lora_jobs.sizing.models import ModelShape
+    from lora_jobs.errors import Problem
+    from lora_jobs.sizing.gpus import Gpu
     from lora_jobs.spec.job import JobSpec
 
 
@@ -31,22 +31,35 @@ class Verdict:
     world_size: int
     parameters_base: int
     parameters_trainable: int
+    trainable_words: str
     estimate: Estimate
+    peak: Moment
+    death: Moment | None
+    """The first moment that does not fit."""
     suggestions: tuple[Suggestion, ...]
     warnings: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
     smallest_gpu: str | None = None
     """Where it does not fit: the smallest GPU of the table that would do; None where none does."""
+    cards: tuple[Card, ...] = ()
+    """The same job on other GPUs."""
+
+    @property
+    def word(self) -> Word:
+        estimate = self.estimate
+        return choose_verdict(estimate.peak_bytes, estimate.cautious_peak_bytes, self.gpu.usable_bytes)
 
     @property
     def fits(self) -> bool:
-        return self.estimate.peak_bytes <= self.gpu.usable_bytes
+        """Also where it is tight."""
+        return self.word != "does not fit"
 
     def to_json(self) -> dict[str, Any]:
         """The document of `check --json`; keys are stable."""
         estimate = self.estimate
         return {
             "fits": self.fits,
+            "verdict": self.word,
             "world_size": self.world_size,
             "gpu": {
                 "name": self.gpu.name,
@@ -56,126 +69,66 @@ class Verdict:
             "parameters": {"base": self.parameters_base, "trainable": self.parameters_trainable},
             "estimate": {
                 "peak_bytes": estimate.peak_bytes,
+                "cautious_peak_bytes": estimate.cautious_peak_bytes,
                 "allocated_peak_bytes": estimate.allocated_peak_bytes,
                 "components": dict(estimate.components),
                 "binding_instant": estimate.binding_instant,
                 "instants": {instant.name: instant.total for instant in estimate.instants},
             },
+            "peak": self.peak.to_json(),
+            "dies": self.death.to_json() if self.death else None,
             "host_memory_bytes": estimate.host_memory_bytes,
             "checkpoint_bytes": estimate.checkpoint_bytes,
             "problems": [problem.to_json() for problem in self.problems],
             "warnings": list(self.warnings),
             "suggestions": [suggestion.to_json() for suggestion in self.suggestions],
             "smallest_gpu": self.smallest_gpu,
+            "other_gpus": [card.to_json() for card in self.cards],
         }
 
 
-def size_job(spec: JobSpec, gpu: Gpu, *, warnings: Sequence[str] = ()) -> Verdict:
+def size_job(
+    spec: JobSpec,
+    gpu: Gpu,
+    *,
+    warnings: Sequence[str] = (),
+    advise: bool = True,
+    elsewhere: Iterable[Elsewhere] = (),
+    cards: Sequence[Gpu] = (),
+) -> Verdict:
     """Size the job for one device type. SpecError for an unknown model, targets that match nothing, or settings
     that the libraries refuse; whether it fits is in the verdict, not an error.
+
+    `advise` searches for what would make it fit, `elsewhere` (other hardware of the cluster) included; `cards` are
+    other GPUs to say the same of.
     """
     shape = find_shape(spec.model.name_or_path)
-    _refuse_unworkable(spec, shape)
+    refuse_unworkable(spec, shape)
     estimate = estimate_memory(spec, shape, gpu)
-    fits = estimate.peak_bytes <= gpu.usable_bytes
+    word = choose_verdict(estimate.peak_bytes, estimate.cautious_peak_bytes, gpu.usable_bytes)
+    moments = list_moments(spec, shape, estimate.instants)
+    searches = advise and word != "fits"
+    base = try_as_is(spec, gpu)
+    trials = list_trials(spec, gpu, elsewhere if searches else ()) if searches or (advise and cards) else ()
     return Verdict(
         gpu=gpu,
         world_size=spec.resources.world_size,
         parameters_base=count_parameters(shape),
         parameters_trainable=count_trainable(shape, spec.lora),
+        trainable_words=describe_trainable(spec, shape),
         estimate=estimate,
-        suggestions=() if fits else suggest_changes(spec, gpu, estimate),
-        warnings=(*warnings, *_warnings(spec, shape, gpu, estimate)),
-        smallest_gpu=None if fits else _find_smallest_gpu(spec, shape),
+        peak=find_peak(moments),
+        death=find_death(spec, gpu, moments),
+        suggestions=suggest_changes(base, trials) if searches else (),
+        warnings=(*warnings, *_tight_warnings(word, estimate, gpu), *list_warnings(spec, shape, gpu, estimate)),
+        smallest_gpu=find_smallest_gpu(base) if word == "does not fit" and advise else None,
+        cards=compare_cards(base, trials, moments, cards),
     )
 
 
-def _find_smallest_gpu(spec: JobSpec, shape: ModelShape) -> str | None:
-    for gpu in sorted(GPUS, key=lambda gpu: gpu.usable_bytes):
-        if gpu.has_bf16 and estimate_memory(spec, shape, gpu).peak_bytes <= gpu.usable_bytes:
-            return gpu.name
-    return None
-
-
-def _refuse_unworkable(spec: JobSpec, shape: ModelShape) -> None:
-    """What would fail on the node, hours later: SpecError with all of it."""
-    problems = []
-    if shape.traits.attention_soft_cap and choose_attention(spec, shape) == "sdpa":
-        message = (
-            f"{shape.name} soft-caps its attention, which transformers refuses under sdpa; wanted eager (its default)"
-        )
-        problems.append(Problem("model.attn_implementation", f"{message} or flash_attention_2"))
-    adapted = {tensor.module.name for tensor in trainable_tensors(shape, spec.lora) if tensor.part == "lora"}
-    if HEAD in adapted and uses_fused_loss(spec):
-        message = "an adapter on lm_head is refused by TRL, whose loss reads lm_head's own weight"
-        problems.append(
-            Problem("lora.target_modules", f"{message}; leave it out, or set training.trainer: transformers")
-        )
-    if problems:
-        raise SpecError("; ".join(problem.message for problem in problems), problems=problems)
-
-
-def _warnings(spec: JobSpec, shape: ModelShape, gpu: Gpu, estimate: Estimate) -> Iterator[str]:
-    """What the user should know although nothing is refused."""
-    length = training_batch(spec).sequence
-    if shape.vision is not None:
-        yield from _vision_warnings(spec, shape)
-    if spec.training.fp16 and shape.model_type in ("gemma2", "gemma3_text"):
-        yield f"fp16 with {shape.name}: its activations overflow float16; use training.bf16 with model.dtype: bfloat16"
-    if spec.training.fp16 and spec.model.quantization is not None and uses_fused_loss(spec) and not gpu.is_cpu:
+def _tight_warnings(word: Word, estimate: Estimate, gpu: Gpu) -> Iterable[str]:
+    if word == "tight":
         yield (
-            "TRL keeps the adapters of a quantized model in bfloat16, which fp16's gradient scaler may refuse on a GPU:"
-            " use training.bf16, or training.trainer: transformers"
+            f"tight: {format_gib(gpu.usable_bytes - estimate.peak_bytes)} to spare; with the worst fragmentation known "
+            f"it would miss {format_gib(estimate.cautious_peak_bytes - gpu.usable_bytes)}"
         )
-    if (spec.training.bf16 or spec.model.dtype == "bfloat16") and not gpu.has_bf16:
-        yield f"{gpu.name} has no bfloat16 (capability 8.0 and up has): use training.fp16 and model.dtype: float16"
-    if spec.model.attn_implementation == "flash_attention_2" and (gpu.is_cpu or not gpu.has_bf16):
-        yield f"flash_attention_2 does not run on {gpu.name}"
-    if length > shape.max_position_embeddings:
-        yield f"data.max_length {length} is beyond the {shape.max_position_embeddings} positions of {shape.name}"
-    if _splits_tied(spec, shape):
-        yield (
-            f"{shape.name} ties embed_tokens and lm_head; modules_to_save makes two independent copies of them and "
-            "breaks the tie: lora.ensure_weight_tying keeps one"
-        )
-    if spec.lora.use_dora:
-        yield "DoRA keeps more activations than LoRA: they are not in this estimate"
-    if spec.model.quantization is not None and spec.deepspeed is not None and spec.deepspeed.zero_stage == 3:
-        yield "ZeRO-3 does not split a quantized base as this estimate assumes: use zero_stage 2"
-    if gpu.is_cpu:
-        yield "no GPU: the estimate is compared with the host's memory, and is less sure there"
-    elif "assumed" in gpu.source:
-        yield f"nobody measured the CUDA context of {gpu.name}: {format_gib(gpu.context_bytes)} is assumed"
-    host_limit = _host_limit(spec)
-    if host_limit is not None and estimate.host_memory_bytes > host_limit:
-        yield (
-            f"loading needs about {format_gib(estimate.host_memory_bytes)} of host memory per node, "
-            f"resources.mem asks for {format_gib(host_limit)}"
-        )
-
-
-def _vision_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
-    """A multimodal checkpoint is loaded whole for text, and its vision tower has layers named q_proj too."""
-    vision = sum(module.parameters for module in vision_modules(shape))
-    text = count_parameters(shape) - vision
-    yield (
-        f"{shape.name} is multimodal: counted and loaded are its text model ({format_count(text)} parameters) and its "
-        f"vision tower with projector ({format_count(vision)}, frozen and idle on text)"
-    )
-    tower = {module.name for module in vision_modules(shape)}
-    adapted = {tensor.module.name for tensor in trainable_tensors(shape, spec.lora)} & tower
-    if adapted:
-        yield (
-            f"target_modules also puts adapters on {len(adapted)} layers of the vision tower, which text never trains "
-            "(and several GPUs without DeepSpeed then fail on unused parameters): use a regular expression with "
-            "language_model, such as '.*language_model.*(q|k|v|o|gate|up|down)_proj'"
-        )
-
-
-def _splits_tied(spec: JobSpec, shape: ModelShape) -> bool:
-    named = {"embed_tokens", "lm_head"} & set(spec.lora.modules_to_save)
-    return bool(named) and shape.tie_word_embeddings and not spec.lora.ensure_weight_tying
-
-
-def _host_limit(spec: JobSpec) -> int | None:
-    return None if spec.resources.mem is None else parse_size(spec.resources.mem)

@@ -20,7 +20,7 @@ from lora_jobs.spec.job import (
     ResumeSpec,
     TrainingSpec,
 )
-from lora_jobs.spec.limits import find_resource_problems, find_submission_problems
+from lora_jobs.spec.limits import find_resource_problems, find_submission_problems, find_unused_resources
 from lora_jobs.spec.load import (
     Document,
     list_variants,
@@ -52,6 +52,7 @@ __all__ = [
     "find_data_problems",
     "find_resource_problems",
     "find_submission_problems",
+    "find_unused_resources",
     "iterate_rows",
     "list_environments",
     "list_variants",

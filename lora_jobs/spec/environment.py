@@ -140,7 +140,13 @@ def load_environment(name_or_path: str) -> ClusterEnvironment:
     files. Raises SpecError, with the known names.
     """
     if "/" in name_or_path or name_or_path.endswith(SUFFIXES):
-        return _load_file(Path(name_or_path).expanduser())
+        path = Path(name_or_path).expanduser()
+        if path.exists():
+            return _load_file(path)
+        known = ", ".join(_list_environment_files()) or "none"
+        message = f"{show_key(name_or_path)}: no such file"
+        hint = f"give the path of a cluster file, or a name (known: {known})"
+        raise SpecError(message, problems=[Problem("resources.cluster", message)], hint=hint)
     files = _list_environment_files()
     if name_or_path in files:
         return _load_file(files[name_or_path])
@@ -151,9 +157,15 @@ def load_environment(name_or_path: str) -> ClusterEnvironment:
     raise SpecError(message, problems=[Problem("resources.cluster", message)], hint=hint)
 
 
-def list_environments() -> list[ClusterEnvironment]:
-    """Every environment that can be named, by name. Raises SpecError for a file that is wrong."""
-    return [_load_file(path) for _, path in sorted(_list_environment_files().items())]
+def list_environments() -> tuple[list[ClusterEnvironment], list[SpecError]]:
+    """Every environment that can be named, by name, and what is wrong with the files that can't be read."""
+    found, errors = [], []
+    for _, path in sorted(_list_environment_files().items()):
+        try:
+            found.append(_load_file(path))
+        except SpecError as error:
+            errors.append(error)
+    return found, errors
 
 
 def parse_environment(text: str, *, name: str, file: str) -> ClusterEnvironment:
@@ -177,6 +189,9 @@ def _load_file(path: Path) -> ClusterEnvironment:
 def _list_environment_files() -> dict[str, Path]:
     """Name -> file; an earlier place wins."""
     named = os.environ.get("LORA_JOBS_ENVS")
+    if named and not Path(named).expanduser().is_dir():
+        hint = "set it to a directory of cluster files, or unset it"
+        raise SpecError(f"LORA_JOBS_ENVS names no directory: {show_key(named)}", hint=hint)
     places = [_Place(Path(named).expanduser())] if named else []
     places += [_Place(Path("envs")), _Place(find_resource_directory("envs"))]
     files: dict[str, Path] = {}

@@ -49,6 +49,14 @@ def find_submission_problems(resources: ResourceSpec, environment: ClusterEnviro
     return found
 
 
+def find_unused_resources(resources: ResourceSpec, environment: ClusterEnvironment) -> list[str]:
+    """Warnings: what only Slurm could give is left aside on this machine."""
+    if environment.scheduler != "local":
+        return []
+    given = [key for key in ("partition", "account", "qos", "constraint") if getattr(resources, key, None)]
+    return [f"resources.{key} is not used: {environment.name} is this machine, not Slurm" for key in given]
+
+
 def _list_names(environment: ClusterEnvironment) -> str:
     return ", ".join(environment.partitions) or "no partitions in its file"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -118,7 +119,7 @@ def build_value(
     value, faults = _validate(model, values, minimal)
     for fault in faults:
         from_file = not _is_within(fault.path, overridden)
-        message = fault.message if from_file else f"{fault.message} (from --set)"
+        message = fault.message if from_file else f"{fault.message} (from --set{_find_quotes(fault)})"
         problems.append(Problem(show_path(fault.path), message, _find_line(fault.path, lines) if from_file else None))
     if value is None or problems:
         problems = list(dict.fromkeys(problems))
@@ -177,6 +178,12 @@ def _find_line(path: KeyPath, lines: Mapping[KeyPath, int]) -> int:
     while path and path not in lines:
         path = path[:-1]
     return lines.get(path, 1)
+
+
+def _find_quotes(fault: Fault) -> str:
+    """How a text that looks like a number is written in a shell, which takes the outer quotes away."""
+    match = re.search(r"put it in quotes, (\"[^\"]*\")$", fault.message)
+    return f"; in a shell: --set '{show_path(fault.path)}={match[1]}'" if match else ""
 
 
 def _apply_override(values: dict[str, Any], overridden: set[KeyPath], override: str) -> list[Problem]:

@@ -12,19 +12,32 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.cluster.local import detect_device
 from lora_jobs.errors import Problem, SpecError
-from lora_jobs.sizing import Gpu, Verdict, cpu_device, detected_gpu, find_gpu, size_job
+from lora_jobs.sizing import (
+    Elsewhere,
+    Gpu,
+    Verdict,
+    cpu_device,
+    detected_gpu,
+    find_gpu,
+    list_common_cards,
+    size_job,
+)
+from lora_jobs.sizing.margins import Word, cautious_bytes, choose_verdict, required_bytes
 from lora_jobs.spec import (
     ClusterEnvironment,
     JobSpec,
     find_data_problems,
     find_resource_problems,
     find_submission_problems,
+    find_unused_resources,
     load_document,
     load_environment,
+    replace_values,
 )
+from lora_jobs.workflows.layouts import list_layouts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 Backend = Literal["slurm", "local"]
 Placing = Callable[["Sequence[Problem]"], "tuple[Problem, ...]"]
@@ -61,23 +74,30 @@ class CheckReport:
     exact: Exact | None = None
 
     @property
-    def exact_peak_bytes(self) -> int | None:
-        """What must fit by the trace: its peak, and what the estimate has outside the allocator."""
+    def word(self) -> Word:
+        """By the trace where there is one, else by the estimate."""
         if self.exact is None:
-            return None
-        estimate = self.verdict.estimate
-        return estimate.peak_bytes - estimate.allocated_peak_bytes + self.exact.allocated_peak_bytes
+            return self.verdict.word
+        allocated = self.exact.allocated_peak_bytes
+        peaks = required_bytes(self.spec, self.gpu, allocated), cautious_bytes(self.spec, self.gpu, allocated)
+        return choose_verdict(*peaks, self.gpu.usable_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What must fit, by the trace where there is one."""
+        if self.exact is None:
+            return self.verdict.estimate.peak_bytes
+        return required_bytes(self.spec, self.gpu, self.exact.allocated_peak_bytes)
 
     @property
     def fits(self) -> bool:
-        """By the trace where there is one, else by the estimate."""
-        exact = self.exact_peak_bytes
-        return self.verdict.fits if exact is None else exact <= self.gpu.usable_bytes
+        """Also where it is tight."""
+        return self.word != "does not fit"
 
     def to_json(self) -> dict[str, Any]:
         values = self.verdict.to_json()
         if self.exact is not None:
-            values = {**values, "fits": self.fits, "exact": asdict(self.exact)}
+            values = {**values, "fits": self.fits, "verdict": self.word, "exact": asdict(self.exact)}
         return {
             **values,
             "name": self.spec.name,
@@ -116,11 +136,11 @@ def find_device(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
 
 
 def check_spec(
-    spec: JobSpec, environment: ClusterEnvironment, backend: Backend, *, place: Placing = tuple
+    spec: JobSpec, environment: ClusterEnvironment, backend: Backend, *, place: Placing = tuple, compare: bool = False
 ) -> CheckReport:
     """Everything that can be known before submission; SpecError where the spec contradicts the cluster or the data.
 
-    `place` gives problems the lines of the file they are in.
+    `place` gives problems the lines of the file they are in; `compare` also sizes other GPUs.
     """
     files = {"data.train": spec.data.train, "data.eval": spec.data.eval}
     absent = {key for key, name in files.items() if name and not Path(name).exists()}
@@ -131,8 +151,42 @@ def check_spec(
         raise SpecError(f"the job {spec.name} can't run as it is written", problems=place(wrong))
     blockers = place([*missing, *find_submission_problems(spec.resources, environment)])
     warnings = [f"before submitting: {problem.path}: {problem.message}" for problem in blockers]
+    warnings += find_unused_resources(spec.resources, environment)
     gpu = find_device(spec, environment)
-    return CheckReport(spec, environment, backend, gpu, size_job(spec, gpu, warnings=warnings), blockers)
+    cards = list_common_cards(gpu) if compare and not gpu.is_cpu else ()
+    verdict = size_job(spec, gpu, warnings=warnings, elsewhere=list_elsewhere(spec, environment), cards=cards)
+    return CheckReport(spec, environment, backend, gpu, verdict, blockers)
+
+
+def list_elsewhere(spec: JobSpec, environment: ClusterEnvironment) -> Iterator[Elsewhere]:
+    """The job on more GPUs of a node, or in another partition; the batch of a step stays what it is."""
+    own = find_partition_name(spec, environment)
+    partition = environment.partitions.get(own or "")
+    what_if = spec.resources.gpu is not None and (partition is None or spec.resources.gpu != partition.gpu)
+    if environment.scheduler == "local" or what_if:
+        return
+    for layout in sorted(list_layouts(spec, environment)[0], key=lambda layout: layout.partition != own):
+        values = spec.to_values()
+        changed = {
+            key: value
+            for key, value in layout.settings.items()
+            if values[key.split(".")[0]][key.split(".")[1]] != value
+            and not (key == "resources.partition" and value == own)
+        }
+        if layout.only_if_whole or layout.settings["resources.nodes"] != spec.resources.nodes or not changed:
+            continue
+        moved = replace_values(spec, changed)
+        if moved.resources.world_size < spec.resources.world_size or find_resource_problems(
+            moved.resources, environment
+        ):
+            continue
+        try:
+            gpu = find_device(moved, environment)
+        except SpecError:
+            continue
+        where = f"{moved.resources.world_size} x {gpu.name}"
+        where += "" if layout.partition == own else f" in partition {layout.partition}"
+        yield Elsewhere(changed, gpu, f"{where}: the same batch of a step")
 
 
 def anchor_paths(spec: JobSpec) -> JobSpec:
@@ -164,7 +218,7 @@ def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False)
     """
     document = load_document(path, overrides)
     environment = load_environment(document.value.resources.cluster)
-    report = check_spec(document.value, environment, environment.scheduler, place=document.place)
+    report = check_spec(document.value, environment, environment.scheduler, place=document.place, compare=True)
     return replace(report, exact=trace_spec(report.spec, environment)) if exact else report
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_jobs.cluster.commands import find_command
 from lora_jobs.cluster.inventory import Inventory, find_user, read_inventory
 from lora_jobs.cluster.surroundings import list_cached_models, read_disk, read_quota, read_variables
-from lora_jobs.errors import LoraJobsError
+from lora_jobs.errors import LoraJobsError, SpecError
 from lora_jobs.runs import find_runs_root
 from lora_jobs.spec import ClusterEnvironment, list_environments, load_environment
 from lora_jobs.units import GIB, format_count, format_gib
@@ -72,19 +72,24 @@ def diagnose(cluster: str | None = None) -> Diagnosis:
 def _find_environment(inventory: Inventory | None) -> tuple[ClusterEnvironment | None, list[Finding]]:
     """The environment file of this cluster: by its name, else the one that shares most partitions; else local."""
     try:
-        environments = list_environments()
+        environments, errors = list_environments()
     except LoraJobsError as error:
-        first = next(iter(getattr(error, "problems", ())), None)
-        detail = f"{error.message}: {first.message}" if first else error.message
-        return None, [Finding("partitions", "envs", "wrong", detail, "correct the file, or move it away")]
+        return None, [Finding("partitions", "envs", "wrong", error.message, error.hint)]
+    broken = [_describe_broken(error) for error in errors]
     if inventory is None or not inventory.list_partitions():
-        return next((found for found in environments if found.scheduler == "local"), None), []
+        return next((found for found in environments if found.scheduler == "local"), None), broken
     here = set(inventory.list_partitions())
     ranked = sorted(
         (found for found in environments if found.scheduler == "slurm" and here & set(found.partitions)),
         key=lambda found: (found.name == inventory.cluster, len(here & set(found.partitions))),
     )
-    return (ranked[-1] if ranked else None), []
+    return (ranked[-1] if ranked else None), broken
+
+
+def _describe_broken(error: SpecError) -> Finding:
+    first = next(iter(error.problems), None)
+    detail = f"{error.message}: {first.message}" if first else error.message
+    return Finding("partitions", "envs", "wrong", detail, "correct the file, or move it away")
 
 
 def _look_at_disk() -> Iterator[Finding]:

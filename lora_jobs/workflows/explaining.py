@@ -10,6 +10,7 @@ from lora_jobs.cluster.parsers import is_job_id
 from lora_jobs.cluster.partition import PartitionView, ask_partition, ask_qos
 from lora_jobs.cluster.queue import count_gpus
 from lora_jobs.cluster.reasons import Reason, explain_reason
+from lora_jobs.cluster.reservations import ask_reservations
 from lora_jobs.errors import RunError, RunNotFoundError
 from lora_jobs.runs import explain_state, find_run, find_runs_root, is_ended, load_submissions
 from lora_jobs.units import format_duration
@@ -118,7 +119,8 @@ def _explain_sighting(run: Run | None, sighting: Sighting, seen: Observation) ->
     view = ask_partition(place.partition if place else (job.partition or "").split(",")[0], notes)
     qos = ask_qos(job.qos, notes) if reason.code.startswith(("QOS", "Max")) and job.qos else None
     numbers = [*_describe_request(job), *_describe_tasks(sighting.tasks), *_describe_place(place)]
-    numbers += [*_describe_partition(job, view), *_describe_qos(qos)]
+    numbers += [*_describe_partition(job, view), *_describe_reservations(reason, job, view, notes)]
+    numbers += _describe_qos(qos)
     return Explanation(
         run=run.id if run else None,
         job_id=job.job_id,
@@ -192,6 +194,15 @@ def _describe_partition(job: SlurmJob, view: PartitionView | None) -> list[Row]:
     if view.max_nodes is not None and (job.nodes or 0) > view.max_nodes:
         rows.append(("node limit", f"{view.max_nodes} allowed, {job.nodes} asked for: too many"))
     return rows
+
+
+def _describe_reservations(reason: Reason, job: SlurmJob, view: PartitionView | None, notes: list[str]) -> list[Row]:
+    """Reservations of the partition's nodes, asked for only where one may be what the job waits for."""
+    kept = {"reserved", "maint"} & set(view.states if view else ())
+    if not (kept or job.reservation or reason.code.startswith(("ReqNodeNotAvail", "Reserv"))):
+        return []
+    found = ask_reservations(view.hosts if view else (), job.reservation, notes)
+    return [("reserved", reservation.describe()) for reservation in found]
 
 
 def _describe_qos(qos: Qos | None) -> list[Row]:

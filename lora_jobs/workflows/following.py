@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +75,14 @@ def read_log(job: str | None, *, follow: bool = False, poll_seconds: float = 0.5
     while True:
         active = follow and observe_runs([run], ranked=False).runs[0].active
         for path in list_logs(run):
-            with path.open(encoding="utf-8", errors="replace") as file:
+            with path.open("rb") as file:
                 file.seek(offsets.get(path, 0))
-                if text := file.read():
-                    yield text
-                offsets[path] = file.tell()
+                data = file.read()
+            # A character that is half written is left for the next look, the last one takes what there is.
+            text, used = codecs.utf_8_decode(data, "replace", not active)
+            offsets[path] = offsets.get(path, 0) + used
+            if text:
+                yield text
         if not active:
             return
         time.sleep(poll_seconds)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_jobs.sizing import GPUS, MODELS, count_parameters
 from lora_jobs.spec import list_environments
+
+if TYPE_CHECKING:
+    from lora_jobs.errors import SpecError
 
 Row = dict[str, Any]
 
@@ -26,13 +29,14 @@ def list_gpus() -> list[Row]:
     ]
 
 
-def list_partitions() -> list[Row]:
-    """Every partition of every environment; an environment without partitions is one row."""
+def list_partitions() -> tuple[list[Row], list[SpecError]]:
+    """Every partition of every environment; one without partitions is one row. Unreadable files stand beside."""
     rows = []
-    for environment in list_environments():
+    environments, errors = list_environments()
+    for environment in environments:
         for name, partition in environment.partitions.items() or [(None, None)]:
             row = {"cluster": environment.name, "scheduler": environment.scheduler, "partition": name}
             for key in ("gpu", "gpus_per_node", "max_time", "max_nodes"):
                 row[key] = getattr(partition, key, None)
             rows.append(row)
-    return rows
+    return rows, errors

@@ -180,7 +180,7 @@ def _size_row(
         shape = find_shape(changed.model.name_or_path)
         per_gpu = speed.tokens_per_second if speed else None
         duration = estimate_duration(changed, shape, gpu, work, measured=per_gpu, runs=speed.runs if speed else "")
-    report = CheckReport(changed, environment, environment.scheduler, gpu, size_job(changed, gpu))
+    report = CheckReport(changed, environment, environment.scheduler, gpu, size_job(changed, gpu, advise=False))
     row = replace(row, report=report, duration=duration, problems=tuple(problems))
     return row if duration is None or environment.scheduler == "local" else _split_by_limit(row, duration)
 

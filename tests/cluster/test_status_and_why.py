@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,12 +20,13 @@ from slurm_cluster import ACCOUNT, wait_until
 from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.runs import Run, Submission, append_submission, create_run
 from lora_jobs.workflows.detailing import describe_run
+from lora_jobs.workflows.diagnosing import diagnose
 from lora_jobs.workflows.explaining import Explanation, explain_job
 from lora_jobs.workflows.observing import find_status
+from lora_jobs.workflows.planning import plan_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from slurm_cluster import SlurmCluster
 
@@ -34,6 +38,17 @@ pytestmark = pytest.mark.slurm
 ALL_GPUS = ("--nodes=2", "--gpus-per-node=4", "--time=00:30:00")
 ONE_GPU = ("--nodes=1", "--gpus-per-node=1", "--time=00:10:00")
 OTHER_USER = "daemon"
+ENVIRONMENT = Path(__file__).with_name("test_cluster.yaml").read_text()
+SPEC = f"""
+name: planned
+model: {{{{name_or_path: google/gemma-3-270m-it, dtype: bfloat16}}}}
+lora: {{{{r: 8}}}}
+data: {{{{train: "{{data}}", format: text, max_length: 256}}}}
+training: {{{{max_steps: 50, bf16: true, gradient_accumulation_steps: 8}}}}
+resources:
+  {{{{cluster: "{{cluster}}", partition: boost_usr_prod, account: {ACCOUNT}, cpus_per_task: 2, time: "00:20:00"}}}}
+"""
+AREAS = {"slurm", "accounts"}
 FILES = {"spec.yaml": "name: a\n", "script.sbatch": "#SBATCH --time=00:10:00\n"}
 
 
@@ -222,6 +237,81 @@ def test_a_requeued_job_rests_and_every_start_is_shown(desk: Desk):
     assert find_row(run).next_step == f"lora-jobs resume {job_id}"
 
 
+def test_a_reservation_that_keeps_the_nodes_is_named(desk: Desk):
+    create = ("scontrol", "create", "reservation", "ReservationName=kept", "StartTime=now", "Duration=60")
+    desk.slurm.call(*create, "Nodes=lrdn0002", f"Users={OTHER_USER}", "Flags=IGNORE_JOBS")
+    try:
+        job_id, _ = desk.run(*ONE_GPU, "--nodelist=lrdn0002")
+        desk.wait(lambda: desk.reason(job_id)[1] not in ("", "None"), "a reason")
+        numbers = dict(explain_job(job_id).numbers)
+        assert numbers["reserved"].startswith("kept: lrdn0002, from 20"), numbers
+        assert "ACTIVE" in numbers["reserved"]
+        elsewhere, _ = desk.run(*ONE_GPU, "--partition=lrd_all_serial", "--gpus-per-node=0", "--hold")
+        assert "reserved" not in dict(explain_job(elsewhere).numbers), "big0001 is not kept"
+    finally:
+        desk.slurm.call("scancel", "--user=root", check=False)
+        desk.slurm.call("scontrol", "delete", "ReservationName=kept")
+
+
+class Front:
+    """A directory on PATH before the real Slurm, for one fake command at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def put(self, name: str, body: str) -> None:
+        for path in self.directory.iterdir():
+            path.unlink()
+        program = self.directory / name
+        program.write_text(f"#!/bin/sh\n# A fake that stands before the real {name}.\n{body}\n")
+        program.chmod(0o755)
+
+
+BROKEN = {
+    "fails": ('echo "this is a fake: out of order" >&2; exit 1', "this is a fake: out of order"),
+    "hangs": ("exec sleep 60", "did not answer within 3 s"),
+}
+NOTES = {"squeue": "queue", "sprio": "priority", "sacct": "past jobs", "sinfo": "nodes"}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_one_command_that_is_broken_costs_its_column_only(
+    how: str, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    body, words = BROKEN[how]
+    desk.fill()
+    waiting, run = desk.run(*ONE_GPU)
+    desk.why(waiting, "Resources")
+    forgotten = create_run(desk.home, "old-1", FILES)
+    append_submission(forgotten, Submission("4000000", "slurm", 1.0, "here"))
+    desk.wait(
+        lambda: desk.slurm.call("sacct", "-nXj", waiting, "-o", "state").stdout.strip() == "PENDING", "accounting"
+    )
+    front = Front(tmp_path / "front")
+    front.directory.mkdir()
+    monkeypatch.setenv("PATH", f"{front.directory}:{os.environ['PATH']}")
+    monkeypatch.setenv("LORA_JOBS_QUERY_SECONDS", "3" if how == "hangs" else "60")
+    for name, what in NOTES.items():
+        front.put(name, body)
+        note = f"{what} not readable: "
+        if name != "sinfo":
+            report = json.loads(run_cli("status", "--json").stdout)
+            rows = {row["run"]: row for row in report["runs"]}
+            assert [text for text in report["notes"] if text.startswith(note) and words in text], report["notes"]
+            assert rows[run.id]["state"] == "PENDING", "squeue's, or accounting's where squeue is broken"
+            assert (rows[run.id]["rank"] is None) == (name == "squeue")
+            assert (rows[run.id]["factors"] is None) == (name in {"squeue", "sprio"})
+            assert rows[forgotten.id]["state"] == ("UNREACHABLE" if name == "squeue" else "UNKNOWN")
+        job = forgotten.id if name == "sacct" else waiting
+        answer = json.loads(run_cli("why", job, "--json").stdout)
+        assert [text for text in answer["notes"] if text.startswith(note) and words in text], answer["notes"]
+        assert answer["actions"]
+        if name in {"sprio", "sinfo"}:
+            numbers = {row["what"] for row in answer["numbers"]}
+            assert (answer["reason"], answer["rank"]) == ("Resources", 1)
+            assert (bool(answer["factors"]), "nodes" in numbers) == (name == "sinfo", name == "sprio")
+
+
 def find_row(run: Run) -> RunStatus:
     return next(row for row in find_status().runs if row.run == run.id)
 
@@ -262,6 +352,24 @@ def test_without_multifactor_there_are_no_factors(desk: Desk):
         assert (row.rank, row.pending_jobs, row.factors) == (1, 1, None)
         assert row.priority == read_squeue(desk.slurm)[job_id][1]
         assert describe_run(run.id).factors == ()
+        answer = explain_job(job_id)
+        assert (answer.reason, answer.rank, answer.factors, answer.notes) == ("Resources", 1, (), report.notes)
+        levels, starts = look_further(desk.scratch)
+        assert levels["priority"] == ("warning", "priority/basic: no factors to show")
+        assert None not in starts
+
+
+def look_further(directory: Path) -> tuple[dict[str, tuple[str, str]], list[str | None]]:
+    """What doctor says of Slurm (level and words by name), and the starts that plan got."""
+    cluster = directory / "test_cluster.yaml"
+    cluster.write_text(ENVIRONMENT)
+    data = directory / "train.jsonl"
+    data.write_text('{"text": "some words to learn"}\n' * 50)
+    spec = directory / "job.yaml"
+    spec.write_text(SPEC.format(data=data, cluster=cluster))
+    found = diagnose(str(cluster)).findings
+    levels = {finding.name: (finding.level, finding.message) for finding in found if finding.area in AREAS}
+    return levels, [row.expected_start for row in plan_spec(spec).rows]
 
 
 def test_without_accounting_the_queue_and_the_records_answer(desk: Desk):
@@ -284,9 +392,15 @@ def test_without_accounting_the_queue_and_the_records_answer(desk: Desk):
         append_submission(run, Submission("4000000", "slurm", time.time(), "here"))
         report = find_status()
         assert (report.runs[0].state, len(report.notes)) == ("UNKNOWN", 1)
+        answer = explain_job(job_id)
+        assert (answer.reason, answer.rank, answer.notes) == ("Resources", 1, ())
+        levels, starts = look_further(desk.scratch)
+        assert levels["accounting"] == ("warning", "accounting_storage/none: Slurm forgets ended jobs")
+        assert "account" not in levels
+        assert None not in starts
 
 
-def test_with_private_data_no_rank_is_invented(desk: Desk):
+def test_with_private_data_no_rank_is_invented(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     """As another user, who sees his own jobs only: the queue is longer than what he sees."""
     with reconfigured(desk.slurm, ("PriorityType=", "PrivateData=jobs\nPriorityType=")):
         desk.fill()
@@ -294,7 +408,17 @@ def test_with_private_data_no_rank_is_invented(desk: Desk):
         mine = desk.submit(*ONE_GPU, f"--uid={OTHER_USER}", f"--account={ACCOUNT}", "--chdir=/")
         desk.wait(lambda: desk.reason(mine)[1] == "Priority", "a reason")
         desk.slurm.root.chmod(0o755)
-        seen = as_user(OTHER_USER, lambda: observe_as_json(mine))
+        diagnose(), look_further(desk.scratch)  # all is imported: the child may not read root's packages
+        with tempfile.TemporaryDirectory() as scratch:
+            shutil.chown(scratch, OTHER_USER)
+            monkeypatch.setenv("LORA_JOBS_HOME", f"{scratch}/runs")
+            seen = as_user(OTHER_USER, lambda: observe_as_json(mine))
+            answer = as_user(OTHER_USER, lambda: explain_job(mine).to_json())
+            levels, starts = as_user(OTHER_USER, lambda: look_further(Path(scratch)))
+    assert (answer["reason"], answer["rank"], answer["notes"]) == ("Priority", None, seen["notes"])
+    assert levels["privacy"][0] == "warning"
+    assert "PrivateData=jobs: others' jobs are hidden" in levels["privacy"][1]
+    assert None not in starts
     assert seen == {
         "state": "PENDING",
         "reason": "Priority",

@@ -244,3 +244,23 @@ def test_near_names_are_offered(root: Path) -> None:
     assert caught.value.exit_code == 5
     with pytest.raises(RunNotFoundError, match="no run '999' in"):
         find_run("999", root)
+
+
+def test_every_job_id_that_a_run_ever_had_leads_to_it(tmp_path: Path) -> None:
+    """A requeue keeps the id, a resume gives a new one, a task of an array has one of its own beside the array's."""
+    first, second, swept = (create_run(tmp_path, f"{name}-1", {"spec.yaml": "name: a\n"}) for name in ("a", "b", "c"))
+    for run, job_ids in ((first, ["100", "250"]), (second, ["123_4"]), (swept, ["123_5"])):
+        for job_id in job_ids:
+            append_submission(run, Submission(job_id, "slurm", 1.0, "login"))
+    for restart in (0, 1, 2):
+        begin_attempt(
+            first, job_id="100", restart_count=restart, backend="slurm", host="n", resume_from=None, first_step=0
+        )
+    begin_attempt(second, job_id="300", restart_count=0, backend="slurm", host="n", resume_from=None, first_step=0)
+    wanted = {"100": first, "250": first, "123_4": second, "123_5": swept, "300": second}
+    assert {job: find_run(job, tmp_path) for job in wanted} == wanted
+    assert find_run("123_[5-9]", tmp_path) in {second, swept}, "a row of squeue: the array's newest run"
+    assert find_run("123", tmp_path) in {second, swept}
+    for stranger in ("1", "12", "1234", "50", "123_44x"):
+        with pytest.raises(RunNotFoundError):
+            find_run(stranger, tmp_path)

@@ -107,7 +107,7 @@ def test_the_json_holds_the_stable_keys(make_spec: SpecMaker) -> None:
     assert document["checkpoint_bytes"] > 16 * 2_051_080_192
     assert document["problems"] == []
     assert document["warnings"][0] == "from outside"
-    assert set(document["suggestions"][0]) == {"set", "peak_bytes", "fits", "why"}
+    assert set(document["suggestions"][0]) == {"set", "peak_bytes", "fits", "verdict", "why"}
 
 
 @pytest.mark.parametrize(

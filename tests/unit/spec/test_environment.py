@@ -13,6 +13,7 @@ from lora_jobs.spec import (
     ResourceSpec,
     find_resource_problems,
     find_submission_problems,
+    find_unused_resources,
     list_environments,
     load_environment,
     parse_environment,
@@ -80,7 +81,7 @@ def test_named_environments_are_looked_for_in_order(places: Path) -> None:
     seen = {name: load_environment(name).description for name in ["a", "b", "c"]}
     assert seen == {"a": "a of named", "b": "b of named", "c": "c of envs"}
     assert load_environment("leonardo").default_partition == "boost_usr_prod"
-    assert [environment.name for environment in list_environments()] == ["a", "b", "c", "leonardo", "local"]
+    assert [environment.name for environment in list_environments()[0]] == ["a", "b", "c", "leonardo", "local"]
     assert load_environment("local").description == "local of envs"
 
 
@@ -101,10 +102,34 @@ def test_an_unknown_name_lists_the_known_ones(places: Path) -> None:
     assert caught.value.hint is not None
 
 
-def test_a_wrong_file_is_refused_when_listed(places: Path) -> None:
+def test_a_wrong_file_hides_no_other(places: Path) -> None:
     (places / "envs" / "c.yaml").write_text("scheduler: pbs\n")
-    with pytest.raises(SpecError, match=r"envs/c\.yaml: 1 problem"):
-        list_environments()
+    found, errors = list_environments()
+    assert [environment.name for environment in found] == ["a", "b", "leonardo", "local"]
+    assert [error.message for error in errors] == ["envs/c.yaml: 1 problem"]
+
+
+def test_a_variable_that_names_no_directory_is_an_error(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_JOBS_ENVS", str(places / "nowhere"))
+    with pytest.raises(SpecError, match=r"LORA_JOBS_ENVS names no directory: .*nowhere"):
+        load_environment("a")
+
+
+def test_a_path_that_is_not_there_names_the_known_ones(places: Path) -> None:
+    with pytest.raises(SpecError, match=r"envs/leonrado\.yaml: no such file") as caught:
+        load_environment("envs/leonrado.yaml")
+    assert "(known: a, b, c, local, leonardo)" in (caught.value.hint or "")
+    assert caught.value.problems[0].path == "resources.cluster"
+
+
+def test_what_only_slurm_gives_is_not_silently_left_aside() -> None:
+    here = parse("scheduler: local\n", "desk")
+    resources = ResourceSpec(cluster="desk", partition="boost", qos="long")
+    assert find_unused_resources(resources, here) == [
+        "resources.partition is not used: desk is this machine, not Slurm",
+        "resources.qos is not used: desk is this machine, not Slurm",
+    ]
+    assert find_unused_resources(ResourceSpec(cluster="big", partition="gpu"), parse()) == []
 
 
 def test_everything_wrong_in_a_file_is_said_at_once() -> None:

@@ -146,7 +146,7 @@ def test_the_jobs_that_run_here() -> None:
 def test_the_shipped_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("LORA_JOBS_ENVS", raising=False)
-    assert [environment.name for environment in list_environments()] == ["leonardo", "local"]
+    assert [environment.name for environment in list_environments()[0]] == ["leonardo", "local"]
     leonardo = load_environment("leonardo")
     assert leonardo.account_required is True
     assert leonardo.default_partition == "boost_usr_prod"

@@ -1,0 +1,174 @@
+"""The screen of `check`: the verdict first, then the peak part by part, other cards, the changes, the warnings."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import textwrap
+from typing import TYPE_CHECKING
+
+from lora_jobs.cli.screen import add_row, build_console, build_table, say
+from lora_jobs.sizing.cards import COMMON
+from lora_jobs.units import format_count, format_gib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_jobs.sizing import Card, Suggestion, Verdict
+    from lora_jobs.workflows.checking import CheckReport
+
+BAR_WIDTH = 28
+MOST_SHOWN = 2
+"""Suggestions that are enough; the JSON has every one."""
+
+MOST_BARS = 8
+
+MEANT = 32
+"""GB of the card that "it runs on a workstation" usually means."""
+
+SMALLEST_SHARE = 0.005
+"""Parts of the peak below this share stand together in the last bar."""
+
+BEFORE = "before submitting: "
+
+_PLACE = re.compile(r" \(from [^)]*\)$")
+
+_STYLES = {"fits": "bold green", "tight": "bold yellow", "does not fit": "bold red"}
+
+
+def show_check(report: CheckReport, command: str) -> None:
+    """Everything a tired person needs, on one screen; `command` is the one that was typed."""
+    verdict, resources = report.verdict, report.spec.resources
+    devices = f"{resources.world_size} x {report.gpu.name}"
+    say(f"{report.spec.name}: {report.spec.model.name_or_path} on {report.environment.name}, {devices}", "bold")
+    base, trainable = verdict.parameters_base, verdict.parameters_trainable
+    say(f"parameters: {format_count(base)} base, {format_count(trainable)} trainable ({trainable / base:.2%})")
+    say()
+    _show_verdict(report)
+    _show_parts(report)
+    _show_exact(report)
+    _show_suggestions(verdict, command)
+    _show_cards(verdict.cards)
+    say()
+    say_wrapped(
+        f"host memory per node while loading {format_gib(verdict.estimate.host_memory_bytes)}, "
+        f"one checkpoint {format_gib(verdict.estimate.checkpoint_bytes)}"
+    )
+    _show_warnings(verdict.warnings)
+
+
+def _show_warnings(warnings: Sequence[str]) -> None:
+    """What is in the way of a submission together, then every other warning."""
+    first = [_PLACE.sub("", text.removeprefix(BEFORE)) for text in warnings if text.startswith(BEFORE)]
+    if first:
+        say_wrapped(f"warning: {BEFORE}{'; '.join(first)}", "yellow")
+    for warning in warnings:
+        if not warning.startswith(BEFORE):
+            say_wrapped(f"warning: {warning}", "yellow")
+
+
+def say_wrapped(text: str, style: str = "", indent: str = "  ") -> None:
+    """Lines of at most the screen's width; what goes on is indented."""
+    width = build_console().width
+    for line in textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False):
+        say(line, style)
+
+
+def _show_verdict(report: CheckReport) -> None:
+    """The word, the two numbers, and where it would die or what the peak is."""
+    verdict, usable = report.verdict, report.gpu.usable_bytes
+    spare = usable - report.peak_bytes
+    ending = f"{format_gib(spare)} to spare" if spare >= 0 else f"{format_gib(-spare)} too much"
+    numbers = f"{format_gib(report.peak_bytes)} needed of {format_gib(usable)} usable on each {report.gpu.name}"
+    say(f"{report.word.upper()}: {numbers}, {ending}", _STYLES[report.word])
+    if verdict.death is not None and report.exact is None:
+        say_wrapped(f"dies {verdict.death.words}", _STYLES["does not fit"])
+    there = "there" if verdict.death == verdict.peak else f"{verdict.peak.when} ({verdict.peak.what})"
+    say_wrapped(f"peak of a process, {there}:")
+
+
+def _show_parts(report: CheckReport) -> None:
+    """A bar a component, the largest first; the crumbs in one."""
+    components = report.verdict.estimate.components
+    total, largest = sum(components.values()), max(components.values())
+    crumbs = {name: size for name, size in components.items() if 0 < size < SMALLEST_SHARE * total}
+    rows = sorted(((name, size) for name, size in components.items() if size), key=lambda item: -item[1])
+    if len(rows) > MOST_BARS:
+        crumbs = crumbs | dict(rows[MOST_BARS - 1 :])
+    rows = [(name, size) for name, size in rows if name not in crumbs]
+    if crumbs:
+        rows.append((", ".join(crumbs) if len(crumbs) == 1 else f"{len(crumbs)} small parts", sum(crumbs.values())))
+    table = build_table("", "", "", right=(1,))
+    for name, size in rows:
+        bar = "█" * max(1, round(BAR_WIDTH * size / largest))
+        add_row(table, f"  {name.replace('_', ' ')}", format_gib(size), bar)
+    build_console().print(table)
+
+
+def _show_exact(report: CheckReport) -> None:
+    """The trace beside the estimate, in allocated bytes."""
+    if report.exact is None:
+        return
+    traced, estimated = report.exact.allocated_peak_bytes, report.verdict.estimate.allocated_peak_bytes
+    instant = report.exact.binding.replace("_", " ")
+    say(f"traced from the real training code: {format_gib(traced)} allocated at its peak ({instant}),")
+    say(f"  the estimate says {format_gib(estimated)} ({estimated / traced - 1:+.2%})")
+
+
+def _show_suggestions(verdict: Verdict, command: str) -> None:
+    """The smallest set that is enough, in full; more of them; what helps but is not enough, by name."""
+    enough = [change for change in verdict.suggestions if change.fits]
+    if enough:
+        say()
+        say("the smallest change that fits:" if not verdict.fits else "to be sure:", "bold")
+        _show_change(enough[0], f"{command} ")
+    for change in enough[1:MOST_SHOWN]:
+        _show_change(change, "or ")
+    if len(enough) > MOST_SHOWN:
+        say(f"  and {len(enough) - MOST_SHOWN} more: --json")
+    if not verdict.fits and not enough:
+        say()
+        smallest = f"; the smallest GPU that would do: {verdict.smallest_gpu}" if verdict.smallest_gpu else ""
+        say_wrapped(f"no change that lora-jobs knows makes it fit{smallest}", "bold")
+        for change in verdict.suggestions[:MOST_SHOWN]:
+            _show_change(change)
+
+
+def _show_change(change: Suggestion, command: str = "") -> None:
+    mark = {"fits": "", "tight": ", tight", "does not fit": ", not enough alone"}[change.verdict]
+    say(f"  {command}{format_settings(change.set)}")
+    say_wrapped(f"    {format_gib(change.peak_bytes)}{mark}: {change.why}", indent="    ")
+
+
+def _show_cards(cards: Sequence[Card]) -> None:
+    """The same job on cards of other sizes: of the 32 GB card where it dies and what helps."""
+    if not cards:
+        return
+    say()
+    say("the same job on other cards:", "bold")
+    detailed = [card for card in cards if card.death and COMMON[card.gpu.name] == MEANT]
+    for card in detailed:
+        needed = f"{format_gib(card.peak_bytes)} of {format_gib(card.gpu.usable_bytes)}"
+        death = card.death.words if card.death else ""
+        say_wrapped(f"  {_name(card)}: does not fit, {needed}; dies {death}", indent="    ")
+        if (change := card.suggestion) is not None:
+            say(f"    {format_settings(change.set)}: {format_gib(change.peak_bytes)}, {change.verdict}")
+    for word in ("does not fit", "tight", "fits"):
+        if names := [_name(card) for card in cards if card.word == word and card not in detailed]:
+            say_wrapped(f"  {word} on {', '.join(names)}", indent="    ")
+
+
+def _name(card: Card) -> str:
+    return f"{COMMON[card.gpu.name]} GB ({card.gpu.name})"
+
+
+def format_settings(settings: Mapping[str, object]) -> str:
+    """`--set KEY=VALUE` for each, as a shell takes it."""
+    return " ".join(f"--set {format_setting(key, value)}" for key, value in settings.items())
+
+
+def format_setting(key: str, value: object) -> str:
+    """`key=value` as --set takes it and a shell passes it on."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return shlex.quote(f"{key}={text}")

@@ -1,0 +1,146 @@
+"""What a job's settings would do that its user may not expect: what is refused, and what is only said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_jobs.errors import Problem, SpecError
+from lora_jobs.sizing.activations import choose_attention, training_batch
+from lora_jobs.sizing.losses import uses_fused_loss
+from lora_jobs.sizing.margins import required_bytes
+from lora_jobs.sizing.modules import HEAD, vision_modules
+from lora_jobs.sizing.parameters import count_parameters, trainable_tensors
+from lora_jobs.units import format_count, format_gib, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lora_jobs.sizing.gpus import Gpu
+    from lora_jobs.sizing.memory import Estimate
+    from lora_jobs.sizing.models import ModelShape
+    from lora_jobs.spec.job import JobSpec
+
+USUAL_SHARE = 0.02
+"""Trainable parameters of the base: LoRA is usually below this; above it, what makes them up is said."""
+
+
+def refuse_unworkable(spec: JobSpec, shape: ModelShape) -> None:
+    """What would fail on the node, hours later: SpecError with all of it."""
+    problems = []
+    if shape.traits.attention_soft_cap and choose_attention(spec, shape) == "sdpa":
+        message = (
+            f"{shape.name} soft-caps its attention, which transformers refuses under sdpa; wanted eager (its default)"
+        )
+        problems.append(Problem("model.attn_implementation", f"{message} or flash_attention_2"))
+    adapted = {tensor.module.name for tensor in trainable_tensors(shape, spec.lora) if tensor.part == "lora"}
+    if HEAD in adapted and uses_fused_loss(spec):
+        message = "an adapter on lm_head is refused by TRL, whose loss reads lm_head's own weight"
+        problems.append(
+            Problem("lora.target_modules", f"{message}; leave it out, or set training.trainer: transformers")
+        )
+    if problems:
+        raise SpecError("; ".join(problem.message for problem in problems), problems=problems)
+
+
+def list_warnings(spec: JobSpec, shape: ModelShape, gpu: Gpu, estimate: Estimate) -> Iterator[str]:
+    """What the user should know although nothing is refused."""
+    length = training_batch(spec).sequence
+    if shape.vision is not None:
+        yield from _vision_warnings(spec, shape)
+    if spec.training.fp16 and shape.model_type in ("gemma2", "gemma3_text"):
+        yield f"fp16 with {shape.name}: its activations overflow float16; use training.bf16 with model.dtype: bfloat16"
+    if spec.training.fp16 and spec.model.quantization is not None and uses_fused_loss(spec) and not gpu.is_cpu:
+        yield (
+            "TRL keeps the adapters of a quantized model in bfloat16, which fp16's gradient scaler may refuse on a GPU:"
+            " use training.bf16, or training.trainer: transformers"
+        )
+    if (spec.training.bf16 or spec.model.dtype == "bfloat16") and not gpu.has_bf16:
+        yield f"{gpu.name} has no bfloat16 (capability 8.0 and up has): use training.fp16 and model.dtype: float16"
+    if spec.model.attn_implementation == "flash_attention_2" and (gpu.is_cpu or not gpu.has_bf16):
+        yield f"flash_attention_2 does not run on {gpu.name}"
+    if length > shape.max_position_embeddings:
+        yield f"data.max_length {length} is beyond the {shape.max_position_embeddings} positions of {shape.name}"
+    yield from _trainable_warnings(spec, shape)
+    yield from _evaluation_warnings(spec, gpu, estimate)
+    if spec.lora.use_dora:
+        yield "DoRA keeps more activations than LoRA: they are not in this estimate"
+    if spec.model.quantization is not None and spec.deepspeed is not None and spec.deepspeed.zero_stage == 3:
+        yield "ZeRO-3 does not split a quantized base as this estimate assumes: use zero_stage 2"
+    if gpu.is_cpu:
+        yield "no GPU: the estimate is compared with the host's memory, and is less sure there"
+    elif "assumed" in gpu.source:
+        yield f"nobody measured the CUDA context of {gpu.name}: {format_gib(gpu.context_bytes)} is assumed"
+    host_limit = _host_limit(spec)
+    if host_limit is not None and estimate.host_memory_bytes > host_limit:
+        yield (
+            f"loading needs about {format_gib(estimate.host_memory_bytes)} of host memory per node, "
+            f"resources.mem asks for {format_gib(host_limit)}"
+        )
+
+
+def describe_trainable(spec: JobSpec, shape: ModelShape) -> str:
+    """What the trainable parameters are: adapters of r, and copies of whole modules."""
+    tensors = trainable_tensors(shape, spec.lora)
+    adapters = sum(tensor.elements for tensor in tensors if tensor.part == "lora")
+    parts = [f"{format_count(adapters)} adapters of r {spec.lora.r}"]
+    saved: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.part == "saved":
+            name = tensor.module.name.rsplit(".", 1)[-1]
+            saved[name] = saved.get(name, 0) + tensor.elements
+    parts += [f"{format_count(elements)} copy of {name}" for name, elements in saved.items()]
+    biases = sum(tensor.elements for tensor in tensors if tensor.part == "bias")
+    return ", ".join([*parts, f"{format_count(biases)} biases"] if biases else parts)
+
+
+def _trainable_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
+    trainable = sum(tensor.elements for tensor in trainable_tensors(shape, spec.lora))
+    share = trainable / count_parameters(shape)
+    if share > USUAL_SHARE:
+        yield (
+            f"{share:.1%} of the base is trained, where LoRA usually trains less than {USUAL_SHARE:.0%}: "
+            f"{describe_trainable(spec, shape)}"
+        )
+    if _splits_tied(spec, shape):
+        yield "embed_tokens and lm_head are tied; saving them breaks the tie: set lora.ensure_weight_tying"
+
+
+def _evaluation_warnings(spec: JobSpec, gpu: Gpu, estimate: Estimate) -> Iterator[str]:
+    """A job that trains and dies in its evaluation."""
+    kinds: dict[bool, int] = {False: 0, True: 0}
+    for instant in estimate.instants:
+        is_evaluation = instant.name.startswith("evaluation")
+        kinds[is_evaluation] = max(kinds[is_evaluation], instant.total)
+    training, evaluation = (required_bytes(spec, gpu, kinds[kind]) for kind in (False, True))
+    if training <= gpu.usable_bytes < evaluation:
+        yield (
+            f"training fits ({format_gib(training)}) and the evaluation does not ({format_gib(evaluation)}): "
+            f"training.per_device_eval_batch_size is {spec.training.per_device_eval_batch_size}"
+        )
+
+
+def _vision_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
+    """A multimodal checkpoint is loaded whole for text, and its vision tower has layers named q_proj too."""
+    vision = sum(module.parameters for module in vision_modules(shape))
+    text = count_parameters(shape) - vision
+    yield (
+        f"{shape.name} is multimodal: counted and loaded are its text model ({format_count(text)} parameters) and its "
+        f"vision tower with projector ({format_count(vision)}, frozen and idle on text)"
+    )
+    tower = {module.name for module in vision_modules(shape)}
+    adapted = {tensor.module.name for tensor in trainable_tensors(shape, spec.lora)} & tower
+    if adapted:
+        yield (
+            f"target_modules also puts adapters on {len(adapted)} layers of the vision tower, which text never trains "
+            "(and several GPUs without DeepSpeed then fail on unused parameters): use a regular expression with "
+            "language_model, such as '.*language_model.*(q|k|v|o|gate|up|down)_proj'"
+        )
+
+
+def _splits_tied(spec: JobSpec, shape: ModelShape) -> bool:
+    named = {"embed_tokens", "lm_head"} & set(spec.lora.modules_to_save)
+    return bool(named) and shape.tie_word_embeddings and not spec.lora.ensure_weight_tying
+
+
+def _host_limit(spec: JobSpec) -> int | None:
+    return None if spec.resources.mem is None else parse_size(spec.resources.mem)

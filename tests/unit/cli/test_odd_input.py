@@ -1,0 +1,80 @@
+"""What users mistype: one clear message, the right exit code, and with --json one JSON document."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lora_jobs.errors import SpecError
+from lora_jobs.runs import create_run
+from lora_jobs.spec import load_spec
+from lora_jobs.workflows.following import read_log
+from lora_jobs.workflows.starting import init_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def lora_jobs(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LORA_JOBS_HOME": str(directory / "runs"), **variables}
+    command = [sys.executable, "-m", "lora_jobs", *arguments]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", [("status", "--jsn"), ("check", "nowhere.yaml"), ("why", "nothing")])
+def test_every_error_is_a_document_with_json(words: tuple[str, ...], tmp_path: Path):
+    done = lora_jobs(tmp_path, *words, "--json")
+    document = json.loads(done.stdout)
+    assert document["exit_code"] == done.returncode
+    assert done.returncode in {2, 5}
+    assert done.stderr.startswith(f"error: {document['error']}\n")
+
+
+def test_schema_takes_json(tmp_path: Path):
+    assert json.loads(lora_jobs(tmp_path, "schema", "--json").stdout) == json.loads(
+        lora_jobs(tmp_path, "schema").stdout
+    )
+
+
+def test_a_broken_environment_stands_beside_the_others(tmp_path: Path):
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "broken.yaml").write_text("scheduler: pbs\n")
+    done = lora_jobs(tmp_path, "clusters", "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert {row["cluster"] for row in document["clusters"]} == {"leonardo", "local"}
+    assert [error["error"] for error in document["errors"]] == ["envs/broken.yaml: 1 problem"]
+    assert "wanted one of slurm, local, got 'pbs'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["null", "yes", "a.b", "true"])
+def test_a_name_that_yaml_takes_for_something_else_is_quoted(name: str, tmp_path: Path):
+    assert load_spec(init_spec(tmp_path / f"{name}.yaml")).name == name
+
+
+@pytest.mark.parametrize("name", ["a b", "x: y", "1abc", '"q', "é"])
+def test_a_name_that_can_be_no_job_s_writes_nothing(name: str, tmp_path: Path):
+    with pytest.raises(SpecError, match="is no name for a job"):
+        init_spec(tmp_path / f"{name}.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_where_text_is_wanted_shows_the_shell_s_quotes(tmp_path: Path):
+    with pytest.raises(SpecError) as caught:
+        load_spec(init_spec(tmp_path / "a.yaml"), ["resources.time=10"])
+    assert caught.value.problems[0].message.endswith("""in a shell: --set 'resources.time="10"')""")
+    assert load_spec(tmp_path / "a.yaml", ['resources.time="10"']).resources.time == "10"
+
+
+def test_a_log_s_half_written_character_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LORA_JOBS_HOME", str(tmp_path))
+    run = create_run(tmp_path, "a-1", {"spec.yaml": "name: a\n"})
+    (run.logs / "attempt-1.out").write_bytes("Schritt für".encode()[:-2])  # within the two bytes of ü
+    assert list(read_log("a-1")) == ["Schritt f�"]
+    (run.logs / "attempt-1.out").write_bytes("Schritt für".encode())
+    assert list(read_log("a-1")) == ["Schritt für"]

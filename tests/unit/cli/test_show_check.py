@@ -1,0 +1,41 @@
+"""The screen of `check`: one screen, the verdict at the top, the 32 GB card, nothing beyond its width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_jobs.cli.show_check import show_check
+from lora_jobs.workflows.checking import check_job
+
+ROOT = Path(__file__).resolve().parents[3]
+SPEC = ROOT / "jobs/gemma2_9b_svg.yaml"
+
+CASES: dict[str, tuple[list[str], list[str]]] = {
+    "as written": ([], ["FITS: ", "of 63.4 GiB usable on each A100-64", "32 GB (RTX5090): does not fit"]),
+    "stock loss": (
+        ["training.trainer=transformers", "training.per_device_eval_batch_size=8"],
+        ["DOES NOT FIT: ", "dies before step 1, in the first evaluation", "256,000 tokens", "32 GB (RTX5090)"],
+    ),
+    "one gpu": (["resources.gpus_per_node=1"], ["DOES NOT FIT: ", "the smallest change that fits:", "  or --set "]),
+    "workstation": (["resources.gpu=RTX5090"], ["DOES NOT FIT: ", "dies before step 1", "fits on 80 GB (A100-80)"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_screen_says_it_all(case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides, words = CASES[case]
+    monkeypatch.chdir(ROOT)
+    report = check_job(SPEC, overrides)
+    show_check(report, f"lora-jobs check {SPEC.name}")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert [line for line in lines if len(line) > 100 and "--set" not in line] == []
+    text = "\n".join(lines)
+    assert [word for word in words if word not in text] == []
+    assert "\x1b" not in text
+    if not report.fits:
+        first = report.verdict.suggestions[0]
+        assert first.fits
+        assert f"lora-jobs check {SPEC.name} --set " in text
