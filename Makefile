@@ -73,6 +73,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/commands.py
+	$(BIN)/python benchmarks/agreement.py
 
 # A real Slurm with ten thousand pending jobs (root).
 bench-queue: $(VENV)/.dev slurm-packages

@@ -3,7 +3,16 @@
 from lora_jobs.checkpoints.aside import clear_for_save, discard_partial, discard_unfinished, set_aside
 from lora_jobs.checkpoints.choose import Choice, choose_checkpoint, list_checkpoints, set_failures_aside
 from lora_jobs.checkpoints.commit import adopt_checkpoint, commit_checkpoint, flush_part, write_manifest
-from lora_jobs.checkpoints.drift import Drift, find_drift
+from lora_jobs.checkpoints.drift import (
+    ALLOWED_FILE,
+    WORLD_KEYS,
+    Drift,
+    find_drift,
+    find_run_drift,
+    list_allowed,
+    record_inputs,
+    refuse_drift,
+)
 from lora_jobs.checkpoints.manifest import MANIFEST, PINNED, AdapterDigest, FileEntry, Manifest, load_manifest
 from lora_jobs.checkpoints.room import find_shortage
 from lora_jobs.checkpoints.rotate import Rotation, rotate_checkpoints
@@ -20,8 +29,10 @@ from lora_jobs.checkpoints.verify import (
 
 __all__ = [
     "ADAPTER_WEIGHTS",
+    "ALLOWED_FILE",
     "MANIFEST",
     "PINNED",
+    "WORLD_KEYS",
     "AdapterDigest",
     "CheckpointVerdict",
     "Choice",
@@ -38,12 +49,16 @@ __all__ = [
     "discard_partial",
     "discard_unfinished",
     "find_drift",
+    "find_run_drift",
     "find_shortage",
     "find_step",
     "flush_part",
+    "list_allowed",
     "list_checkpoints",
     "load_manifest",
     "read_header",
+    "record_inputs",
+    "refuse_drift",
     "require_own",
     "require_torch",
     "rotate_checkpoints",

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from lora_jobs.checkpoints.manifest import MANIFEST, hash_file, load_manifest
+from lora_jobs.errors import RunError
+from lora_jobs.runs.durable import write_atomic
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from lora_jobs.runs import Run
     from lora_jobs.spec import JobSpec
 
+ALLOWED_FILE = "allowed_drift.json"
 Kind = Literal["free", "allowed_with_flag", "forbidden"]
 
 _OTHER_WEIGHTS = "the checkpoint's weights belong to the stored value"
 _OTHER_STATE = "the checkpoint's optimizer and scheduler state holds the stored value; a new one would not take effect"
+_NEW_SCHEDULE = "the rest of the schedule is computed from the new value; the optimizer's moments stay"
 _OTHER_DATA = "the rows still to come would not be the ones that are left"
 _OTHER_RESULT = "training goes on, but not to the result of the stored spec"
 _NO_EFFECT = "does not change what is learned"
@@ -33,7 +42,7 @@ _RULES: dict[str, tuple[Kind, str]] = {
     "training.per_device_train_batch_size": ("allowed_with_flag", _OTHER_DATA),
     "training.gradient_accumulation_steps": ("allowed_with_flag", _OTHER_DATA),
     "training.seed": ("allowed_with_flag", _OTHER_DATA),
-    "training.learning_rate": ("forbidden", _OTHER_STATE),
+    "training.learning_rate": ("allowed_with_flag", _NEW_SCHEDULE),
     "training.weight_decay": ("forbidden", _OTHER_STATE),
     "training.adam_beta1": ("forbidden", _OTHER_STATE),
     "training.adam_beta2": ("forbidden", _OTHER_STATE),
@@ -62,6 +71,8 @@ _RULES: dict[str, tuple[Kind, str]] = {
 }
 _NOT_LISTED: tuple[Kind, str] = ("allowed_with_flag", _OTHER_RESULT)
 _WORLD = frozenset({"resources.nodes", "resources.gpus_per_node"})
+WORLD_KEYS = (*sorted(_WORLD), "training.gradient_accumulation_steps")
+"""What `resume --gpus` changes together, so that the global batch stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,77 @@ def find_drift(stored: JobSpec, present: JobSpec) -> list[Drift]:
         kind, why = _judge_world(stored, present) if key in _WORLD else find_rule(key)
         found.append(Drift(key, old, new, kind, why))
     return found
+
+
+def record_inputs(run: Run, attempt: int, spec: JobSpec) -> None:
+    """Keep what an attempt starts with, for the checkpoints that it will commit: its spec, and its data by content."""
+    write_atomic(_history(run, attempt, "spec.yaml"), run.spec_path.read_bytes())
+    write_atomic(_history(run, attempt, "data.json"), json.dumps(fingerprint_data(spec)) + "\n")
+
+
+def fingerprint_data(spec: JobSpec) -> dict[str, str]:
+    """xxh3_128 of the training file; nothing where it is no file of this machine."""
+    path = Path(spec.data.train)
+    return {"data.train": hash_file(path)} if path.is_file() else {}
+
+
+def find_run_drift(run: Run, checkpoint: Path | None, present: JobSpec) -> list[Drift]:
+    """What differs between the attempt that committed the checkpoint and the spec of now, the data's content included.
+
+    Without a checkpoint, or for one without a manifest or whose attempt left no spec, the run's own spec is compared.
+    """
+    from lora_jobs.spec import load_spec
+
+    committed = checkpoint is not None and (checkpoint / MANIFEST).exists()
+    number = load_manifest(checkpoint).metadata.get("attempt") if committed else None
+    path = _history(run, number, "spec.yaml") if isinstance(number, int) else run.spec_path
+    found = find_drift(load_spec(path if path.is_file() else run.spec_path), present)
+    data = _history(run, number, "data.json") if isinstance(number, int) else None
+    if data is not None and data.is_file():
+        stored, now = json.loads(data.read_text(encoding="utf-8")), fingerprint_data(present)
+        known = {drift.key for drift in found}
+        found += [
+            Drift(key, f"content {stored[key]}", f"content {now[key]}", "allowed_with_flag", _OTHER_DATA)
+            for key in stored
+            if key in now and stored[key] != now[key] and key not in known
+        ]
+    return found
+
+
+def list_allowed(run: Run, drift: Sequence[Drift], keys: Sequence[str]) -> dict[str, Any]:
+    """The drift that somebody has allowed: named in `keys` now, or named before for this very value."""
+    path = run.directory / ALLOWED_FILE
+    before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {
+        change.key: change.present
+        for change in drift
+        if change.key in keys or (change.key in before and before[change.key] == change.present)
+    }
+
+
+def refuse_drift(drift: Sequence[Drift], allowed: Mapping[str, Any]) -> None:
+    """RunError where a changed key would train something else than the checkpoint holds."""
+    open_changes = [change for change in drift if change.key not in allowed]
+    world = [change for change in open_changes if change.key in WORLD_KEYS and change.kind == "forbidden"]
+    forbidden = [change for change in drift if change.kind == "forbidden" and change.key not in WORLD_KEYS]
+    asking = [change for change in open_changes if change.kind == "allowed_with_flag"]
+    if forbidden:
+        keys = "; ".join(f"{c.key}: checkpoint has {c.stored}, now {c.present}" for c in forbidden)
+        raise RunError(f"the checkpoint does not match the spec: {keys}", hint="submit this as a new run")
+    if world:
+        keys = "; ".join(f"{c.key}: {c.why}" for c in world)
+        raise RunError(
+            f"another number of processes: {keys}",
+            hint="go on with as many as before, or `--gpus N` converts the checkpoint and keeps the global batch",
+        )
+    if asking:
+        keys = "; ".join(f"{c.key}: was {c.stored}, now {c.present}" for c in asking)
+        flags = " ".join(f"--allow-drift {c.key}" for c in asking)
+        raise RunError(f"this changes how the run trains on: {keys}", hint=f"if that is meant: {flags}")
+
+
+def _history(run: Run, attempt: int, name: str) -> Path:
+    return run.directory / f"attempt-{attempt}.{name}"
 
 
 def find_rule(key: str) -> tuple[Kind, str]:

@@ -235,10 +235,15 @@ def resume(
     cluster: Cluster = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="verify and explain; start nothing")] = False,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="start over from the base model")] = False,
-    allow_drift: Annotated[list[str] | None, typer.Option("--allow-drift", metavar="KEY")] = None,
+    allow_drift: Annotated[
+        list[str] | None, typer.Option("--allow-drift", metavar="KEY", help="a changed key of the spec that is meant")
+    ] = None,
     accept_unverified: Annotated[
         bool, typer.Option("--accept-unverified", help="also take a checkpoint without a manifest")
     ] = False,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="go on with this many processes and the same global batch")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="stay until the run ends, and show its progress")] = False,
     force: Force = False,
     as_json: AsJson = False,
@@ -256,10 +261,13 @@ def resume(
         allow_drift=allow_drift or (),
         from_scratch=from_scratch,
         accept_unverified=accept_unverified,
+        gpus=gpus,
+        cluster=cluster,
+        force=force,
     )
     if not as_json:
         show_resume(plan)
-    if plan.finished or dry_run:
+    if plan.finished or plan.pending or dry_run:
         if as_json:
             print_json(plan.to_json())
         return

@@ -44,13 +44,19 @@ def show_submission(sent: SubmitReport) -> None:
 
 
 def show_resume(plan: ResumePlan) -> None:
-    """Why the run stopped, each checkpoint's verdict, and where it goes on."""
+    """Why the run stopped, each checkpoint's verdict, where it goes on, what is lost, what differs, the memory."""
+    if plan.pending:
+        say(f"{plan.run.id} is on its way already: job {plan.status.job_id} is {plan.status.state}", "bold")
+        say(f"  next     lora-jobs status {plan.run.id} · lora-jobs why {plan.run.id}")
+        return
     say(
         f"{plan.run.id}: {plan.status.explanation}" + (f" ({plan.status.reason})" if plan.status.reason else ""), "bold"
     )
     if plan.finished:
         say(f"nothing to resume: the adapter is whole, {plan.run.adapter}")
         return
+    if plan.diagnosis is not None:
+        say(f"  cause    {plan.diagnosis.cause.meaning}: {plan.diagnosis.cause.advice}")
     show_verdicts(plan.verdicts)
     for change in plan.drift:
         say(f"  changed {change.key}: {change.stored} -> {change.present}")
@@ -59,6 +65,14 @@ def show_resume(plan: ResumePlan) -> None:
         say("goes on from the base model: " + ("asked for" if plan.verdicts else "no checkpoint was committed yet"))
     else:
         say(f"goes on from {plan.chosen.name}, at step {plan.step}" + (f" of {total}" if total else ""))
+    if plan.lost.steps:
+        say(f"  lost     {plan.lost.steps} step(s), {plan.lost.seconds / 60:.1f} minutes of training")
+    for line in plan.inexact:
+        say(f"  not bit-exact: {line}", "yellow")
+    if plan.report is not None:
+        need, usable = plan.report.verdict.estimate.peak_bytes, plan.report.gpu.usable_bytes
+        word = "fits" if plan.report.verdict.fits else "DOES NOT FIT"
+        say(f"  memory   {format_gib(need)} estimated of {format_gib(usable)} on {plan.report.gpu.name}: {word}")
 
 
 def explain_end(run: Run, status: RunStatus) -> str:

@@ -28,7 +28,7 @@ from lora_jobs.runs.causes import (
 )
 from lora_jobs.runs.constants import Constants, Observation, load_constants, observe_memory, record_constants
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
-from lora_jobs.runs.lease import hold_run
+from lora_jobs.runs.lease import Lease, hold_run, load_lease, release_lease, renew_lease, take_lease
 from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics
 from lora_jobs.runs.policy import (
     NO_PROGRESS,
@@ -93,6 +93,7 @@ __all__ = [
     "Decision",
     "Diagnosis",
     "JobState",
+    "Lease",
     "Observation",
     "Policy",
     "Run",
@@ -128,6 +129,7 @@ __all__ = [
     "list_runs",
     "load_attempts",
     "load_constants",
+    "load_lease",
     "load_lines",
     "load_metrics",
     "load_submissions",
@@ -139,5 +141,8 @@ __all__ = [
     "read_tail",
     "record_array",
     "record_constants",
+    "release_lease",
+    "renew_lease",
+    "take_lease",
     "write_atomic",
 ]

@@ -85,6 +85,13 @@ CAUSES: tuple[Cause, ...] = (
         codes=(EXIT_NO_PROGRESS,),
     ),
     Cause(
+        "second_writer",
+        "another job was training the same run",
+        "ask",
+        "lora-jobs status says which; lora-jobs resume once it has ended",
+        log=r"is being trained by job|another job has taken over",
+    ),
+    Cause(
         "gpu_memory",
         "the GPU ran out of memory",
         "refuse",
@@ -228,7 +235,7 @@ def classify_end(*, log: str = "", exit_code: int | None = None, state: str | No
 
     `log` is the end of the attempt's log with the recorded reason; `state` as Slurm spells it.
     """
-    ours = range(EXIT_SAVED, EXIT_NO_PROGRESS + 1)
+    ours = range(EXIT_SAVED, EXIT_DISK_FULL + 1)
     if exit_code == 0 or exit_code in ours:
         return Diagnosis(next(cause for cause in CAUSES if exit_code in cause.codes), _find_last_words(log))
     word = state.split()[0].rstrip("+").upper() if state and state.split() else ""

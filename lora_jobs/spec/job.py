@@ -310,9 +310,12 @@ class ResumeSpec(Section):
     """What happens when the job is stopped before its end."""
 
     auto: bool = Field(True, description="requeue after a saved stop (time limit, preemption)")
-    max_attempts: Count = 20
+    max_attempts: Count = Field(20, description="starts in all until the run is resumed by hand")
     signal_seconds: Annotated[int, Field(ge=10, le=3600)] = Field(
         120, description="how long before the time limit the job is told to save"
+    )
+    hang_seconds: Annotated[int, Field(ge=5, le=86400)] = Field(
+        900, description="silence that ends a rank as hung; more where its steps are longer"
     )
 
 

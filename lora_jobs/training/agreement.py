@@ -24,6 +24,7 @@ class Agreement:
     """Collective decisions of all ranks; with one rank every question is its own. Every rank must build it."""
 
     def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if world_size > 1 else None
 
     def any(self, wish: bool) -> bool:

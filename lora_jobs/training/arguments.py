@@ -43,8 +43,10 @@ SAME_NAMES = (
 )
 
 
-def build_arguments(spec: JobSpec, run: Run) -> TrainingArguments:
+def build_arguments(spec: JobSpec, run: Run, *, load_universal: bool = False) -> TrainingArguments:
     """TrainingArguments of a run. Building them opens the process group, so every rank must get here.
+
+    `load_universal` is for the one start from a checkpoint that was converted to another number of processes.
 
     Errors: RunError for fp16 without a GPU (it would be ignored without a word).
     """
@@ -56,6 +58,8 @@ def build_arguments(spec: JobSpec, run: Run) -> TrainingArguments:
     options["tf32"] = spec.training.tf32 if cuda else None
     if spec.deepspeed is not None:
         options["deepspeed"] = json.loads(run.deepspeed_path.read_text(encoding="utf-8"))
+        if load_universal:
+            options["deepspeed"]["checkpoint"] = {"load_universal": True}
     if spec.training.trainer == "transformers":
         return TrainingArguments(**options)
     return SFTConfig(

@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import (
     MANIFEST,
+    WORLD_KEYS,
     best_level,
     choose_checkpoint,
+    find_run_drift,
+    list_allowed,
     load_manifest,
+    record_inputs,
+    refuse_drift,
     require_own,
     set_failures_aside,
 )
@@ -92,11 +97,15 @@ def choose_start(run: Run, *, world_size: int) -> Start:
         refuse_damaged(run, choice)
         return Start(None, 0, (*lines, "starting from the base model"))
     manifest = load_manifest(choice.chosen)
-    if manifest.world_size != world_size:
+    drift = find_run_drift(run, choice.chosen, load_spec(run.spec_path))
+    allowed = list_allowed(run, drift, ())
+    if manifest.world_size != world_size and not allowed.keys() & set(WORLD_KEYS):
         raise RunError(
             f"{choice.chosen.name} was saved by {manifest.world_size} processes, this job has {world_size}",
-            hint=f"resume with nodes x gpus_per_node = {manifest.world_size}",
+            hint=f"resume with nodes x gpus_per_node = {manifest.world_size}, or convert: "
+            f"lora-jobs resume {run.id} --gpus {world_size}",
         )
+    refuse_drift(drift, allowed)
     lines += [f"moved aside as {place.name}" for place, _ in set_failures_aside(choice)]
     return Start(choice.chosen, manifest.step, (*lines, f"resuming from {choice.chosen.name}"))
 
@@ -151,6 +160,7 @@ def begin(run: Run, launch: Launch) -> tuple[Attempt, tuple[str, ...]]:
         write_end(run, attempt, error.exit_code, "FAILED", error.message)
         raise
     attempt = write(resume_from=start.checkpoint.name if start.checkpoint else None, first_step=start.step)
+    record_inputs(run, attempt.number, load_spec(run.spec_path))
     return attempt, start.explanation
 
 

@@ -71,6 +71,8 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         self.committed_step = state.global_step
+        if self.agreement.any(self.stop.raised):  # while model and checkpoint were loaded
+            self._leave(state)
 
     def on_step_begin(self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         self.unsaved = True

@@ -18,6 +18,7 @@ from lora_jobs.training.attempt import begin, end, find_own_attempt, wait_for_at
 from lora_jobs.training.failures import Failure, classify_failure
 from lora_jobs.training.launch import Launch, export_launch, read_launch, redirect_output
 from lora_jobs.training.signals import StopFlag
+from lora_jobs.training.tenure import hold_training
 
 if TYPE_CHECKING:
     from lora_jobs.runs import Attempt
@@ -58,9 +59,20 @@ def train_attempt(run: Run, launch: Launch, stop: StopFlag) -> dict[str, Any]:
     prepare_accelerator()
     distributed = launch.world_size > 1 or spec.deepspeed is not None
     export_launch(launch, run, attempt=attempt.number, distributed=distributed, environment=os.environ)
-    from lora_jobs.training.loop import run_training
+    with hold_training(run, attempt, launch, hang_seconds=spec.resume.hang_seconds) as hang:
+        from lora_jobs.training.loop import run_training
 
-    return run_training(run, spec, attempt, launch, stop)
+        result = run_training(run, spec, attempt, launch, stop, hang)
+        close_process_group()
+    return result
+
+
+def close_process_group() -> None:
+    """Take the ranks' connections down while all are there: a rank that simply ends may leave a core file behind."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def join_attempt(run: Run, launch: Launch) -> Attempt:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
+import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +21,20 @@ from lora_jobs.runs import load_metrics
 from lora_jobs.training.agreement import Agreement
 from lora_jobs.training.arguments import build_arguments
 from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
+from lora_jobs.training.convert import convert_checkpoint, needs_conversion
 from lora_jobs.training.data import Examples, load_examples
+from lora_jobs.training.deadline import Pace, Watch, find_end_time
+from lora_jobs.training.entry import SavedStop
 from lora_jobs.training.finish import finish_run, load_best_weights
 from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer
 from lora_jobs.training.probe import Probe
 from lora_jobs.training.provenance import describe_inputs
 from lora_jobs.training.record import Recorder
+from lora_jobs.training.schedule import PresentRate
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from peft import PeftModel
@@ -35,41 +42,79 @@ if TYPE_CHECKING:
 
     from lora_jobs.runs import Attempt, Run
     from lora_jobs.spec import JobSpec
+    from lora_jobs.training.hang import HangWatch
     from lora_jobs.training.launch import Launch
     from lora_jobs.training.signals import StopFlag
 
 VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate", "deepspeed", "datasets")
 
 
-def run_training(run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop: StopFlag) -> dict[str, Any]:
+def run_training(
+    run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop: StopFlag, hang: HangWatch
+) -> dict[str, Any]:
     """Train to the end, save the adapter, return {"adapter", "steps", "losses"}; SavedStop after a signalled save."""
     prepare_libraries(spec)
     refuse_missing_gpu(run, launch)
-    args = build_arguments(spec, run)
+    resume_from = run.checkpoints / attempt.resume_from if attempt.resume_from else None
+    converts = needs_conversion(resume_from, launch.world_size)
+    args = build_arguments(spec, run, load_universal=converts)
     if args.world_size != launch.world_size:
         raise RunError(f"{launch.world_size} processes were started, but torch.distributed joined {args.world_size}")
     agreement = Agreement(args.world_size)
     recorder = Recorder(run, attempt) if launch.rank == 0 else None
+    leave_if_asked(agreement, stop, recorder)
     tokenizer = load_tokenizer(spec.model)
     train = load_examples(spec.data.train, spec.data, tokenizer)
     held_out = load_examples(spec.data.eval, spec.data, tokenizer) if spec.data.eval else None
     model = load_model(spec, args)
-    resume_from = run.checkpoints / attempt.resume_from if attempt.resume_from else None
+    leave_if_asked(agreement, stop, recorder)
     facts = describe_process(launch, args, attempt=attempt.number)
     if recorder is not None:
         record_opening(recorder, run, model, train, held_out, facts)
         facts |= describe_inputs(run, spec.model, args, model.config, tokenizer, train)
     trainer = build_trainer(spec, args, model, tokenizer, train, held_out)
+    trainer.add_callback(Watch(Pace(find_end_time(launch, os.environ), now=time.time()), stop, hang))
     add_callbacks(trainer, spec, run, agreement, stop, recorder, metadata=facts, resume_from=resume_from)
     try:
-        with contextlib.suppress(AlreadyTrained):
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        with (
+            converted(resume_from if converts else None, run, agreement, recorder) as other,
+            contextlib.suppress(AlreadyTrained),
+        ):
+            start = other or resume_from
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
         if recorder is not None:
             recorder.learn_constants(facts["device"], facts["world_size"])
     if args.load_best_model_at_end:
         load_best_weights(trainer, run, agreement, recorder)
     return finish_run(trainer, run, agreement, recorder, metadata=facts)
+
+
+def leave_if_asked(agreement: Agreement, stop: StopFlag, recorder: Recorder | None) -> None:
+    """Before the first step there is nothing to save: a signal during the set-up is followed at once, by all ranks."""
+    if not agreement.any(stop.raised):
+        return
+    if recorder is not None:
+        recorder.note("saved", step=recorder.attempt.first_step, signal=stop.reason or "a signal to another rank")
+        recorder.say("stopping before the first step: nothing is to be saved")
+    raise SavedStop
+
+
+@contextlib.contextmanager
+def converted(
+    checkpoint: Path | None, run: Run, agreement: Agreement, recorder: Recorder | None
+) -> Iterator[Path | None]:
+    """The checkpoint in a form for the present number of processes, made by rank 0 and gone afterwards."""
+    target = run.directory / "converted"
+    if checkpoint is not None and recorder is not None:
+        recorder.say(f"converting {checkpoint.name} to {agreement.world_size} process(es)")
+        convert_checkpoint(checkpoint, target, world_size=agreement.world_size)
+    agreement.wait()
+    try:
+        yield None if checkpoint is None else target
+    finally:
+        if checkpoint is not None and recorder is not None:
+            shutil.rmtree(target, ignore_errors=True)
 
 
 def prepare_libraries(spec: JobSpec) -> None:
@@ -147,6 +192,7 @@ def add_callbacks(
     recorded = recorder is not None and any(row.get("phase") == "before" for row in load_metrics(run))
     wanted = trainer.eval_dataset is not None and not agreement.any(recorded)
     callbacks: list[TrainerCallback] = [
+        PresentRate(),
         JointSave(
             run.checkpoints,
             agreement,

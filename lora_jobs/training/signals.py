@@ -13,7 +13,7 @@ STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class StopFlag:
-    """Raised by the first of SIGUSR2 and SIGTERM; `reason` is the signal's name, None while nobody asked."""
+    """Raised by the first of SIGUSR2, SIGTERM and `ask`; `reason` is the signal's name, None while nobody asked."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -27,6 +27,10 @@ class StopFlag:
     def raised(self) -> bool:
         return self.reason is not None
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def ask(self, reason: str) -> None:
+        """Raise the flag without a signal."""
         if self.reason is None:
-            self.reason = signal.Signals(number).name
+            self.reason = reason
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.ask(signal.Signals(number).name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DeepSpeedSchedulerWrapper
@@ -13,6 +15,21 @@ from trl import SFTTrainer
 from lora_jobs.training.agreement import preserved_randomness
 from lora_jobs.training.callbacks import EvaluationLeft
 from lora_jobs.training.saving import SaveErrors, guard_engine
+from lora_jobs.training.signals import STOP_SIGNALS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def begin_worker(then: Callable[[int], None] | None, number: int) -> None:
+    """A data loading worker ignores what asks its rank to stop: without it the last step could not be finished.
+
+    torch gives its workers a SIGTERM handler of their own, which ends them.
+    """
+    for name in STOP_SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    if then is not None:
+        then(number)
 
 
 class OwnWays:
@@ -76,6 +93,12 @@ class OwnWays:
         except EvaluationLeft:
             return {}
         return metrics
+
+    def _get_dataloader(self, *args: Any, **options: Any) -> Any:
+        loader = super()._get_dataloader(*args, **options)  # type: ignore[misc] # Trainer's
+        plain = getattr(loader, "base_dataloader", loader)
+        plain.worker_init_fn = partial(begin_worker, plain.worker_init_fn)
+        return loader
 
     def _load_best_model(self) -> None:
         """Trainer's own call, within `train`: left to `load_best_weights`, which verifies the checkpoint first."""

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import (
+    ALLOWED_FILE,
     MANIFEST,
+    WORLD_KEYS,
     CheckpointVerdict,
     Drift,
     adopt_checkpoint,
     choose_checkpoint,
     find_drift,
+    find_run_drift,
+    list_allowed,
     list_checkpoints,
+    refuse_drift,
     require_own,
     verify_checkpoint,
 )
+from lora_jobs.cluster.client import requeue_job
 from lora_jobs.errors import CheckpointError, ClusterError, RunError, SubmissionError
-from lora_jobs.runs import Run, find_run, find_runs_root, hold_run, write_atomic
+from lora_jobs.runs import (
+    Run,
+    append_submission,
+    find_run,
+    find_runs_root,
+    hold_run,
+    load_attempts,
+    load_submissions,
+    write_atomic,
+)
 from lora_jobs.spec import JobSpec, load_environment, override_spec
 from lora_jobs.workflows.checking import anchor_paths, check_spec, choose_backend
+from lora_jobs.workflows.comparing_specs import (
+    Loss,
+    arrange_gpus,
+    diagnose_status,
+    list_inexact,
+    measure_loss,
+)
+from lora_jobs.workflows.evidence import read_text
 from lora_jobs.workflows.observing import RunStatus, load_stored_spec, observe_runs
 from lora_jobs.workflows.submitting import (
     SubmitReport,
@@ -32,12 +58,19 @@ from lora_jobs.workflows.submitting import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+
+    from lora_jobs.rendering import Plan
+    from lora_jobs.runs import Diagnosis
+    from lora_jobs.workflows.checking import CheckReport
+
+
+DECIDING = frozenset({"spec.yaml", "script.sbatch", "deepspeed.json"})
+WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 
 
 @dataclass(frozen=True, slots=True)
 class ResumePlan:
-    """Why the run stopped, which checkpoint it goes on from and why, and what differs from the stored spec."""
+    """Why the run stopped, which checkpoint it goes on from and why, and what differs from that checkpoint's spec."""
 
     run: Run
     status: RunStatus
@@ -47,6 +80,16 @@ class ResumePlan:
     drift: tuple[Drift, ...]
     finished: bool
     """The adapter is whole, every byte of it: there is nothing to resume."""
+    diagnosis: Diagnosis | None = None
+    lost: Loss = field(default_factory=Loss)
+    report: CheckReport | None = None
+    """The memory, estimated once more; None where nothing would be started."""
+    allowed: Mapping[str, Any] = field(default_factory=dict)
+    """Drift that the user has allowed, now or before: dotted key to the value that it was allowed for."""
+    pending: bool = False
+    """A job of the run waits already: asking again starts no second one."""
+    inexact: tuple[str, ...] = ()
+    """What will not be bit for bit as in an uninterrupted run."""
 
     @property
     def step(self) -> int:
@@ -54,16 +97,24 @@ class ResumePlan:
         return next((verdict.step or 0 for verdict in self.verdicts if verdict.path == self.chosen), 0)
 
     def to_json(self) -> dict[str, Any]:
+        verdict = self.report.verdict if self.report else None
         return {
             "run": self.run.id,
             "directory": str(self.run.directory),
             "state": self.status.state,
             "reason": self.status.reason,
+            "diagnosis": self.diagnosis.to_json() if self.diagnosis else None,
             "finished": self.finished,
+            "pending": self.pending,
+            "job_id": self.status.job_id,
             "resume_from": self.chosen.name if self.chosen else None,
             "step": self.step,
+            "lost_steps": self.lost.steps,
+            "lost_seconds": self.lost.seconds,
             "checkpoints": [verdict.to_json() for verdict in self.verdicts],
             "drift": [change.to_json() for change in self.drift],
+            "not_bit_exact": list(self.inexact),
+            "memory": {"fits": verdict.fits, "peak_bytes": verdict.estimate.peak_bytes} if verdict else None,
         }
 
 
@@ -74,36 +125,71 @@ def plan_resume(
     allow_drift: Sequence[str] = (),
     from_scratch: bool = False,
     accept_unverified: bool = False,
+    gpus: int | None = None,
+    cluster: str | None = None,
+    force: bool = False,
 ) -> ResumePlan:
     """Decide what `resume` would do. Nothing is changed. `accept_unverified` takes checkpoints without a manifest.
 
-    Errors: RunNotFoundError; RunError when the run is still alive or the spec has drifted; CheckpointError when
-    checkpoints exist and none of them is good.
+    Errors: RunNotFoundError; RunError when the run is still alive, its spec has drifted, or it would only end the
+    same way again (unless `force`); CheckpointError when checkpoints exist and none of them is good.
     """
     run = find_run(job, find_runs_root())
     refuse_foreign(run)
     stored = load_stored_spec(run)
-    spec = anchor_paths(override_spec(stored, overrides))
-    drift = tuple(find_drift(stored, spec))
+    spec = anchor_paths(override_spec(stored, [*overrides, *arrange_gpus(stored, gpus)]))
     status = observe_runs([run], ranked=False).runs[0]
+    if status.state in WAITING:
+        return ResumePlan(run, status, stored, (), None, (), finished=False, pending=True)
     refuse_active(run, status)
     finished = run.adapter.is_dir() and verify_checkpoint(run.adapter).good
-    if finished and (from_scratch or drift):
+    choice = choose_checkpoint(run.checkpoints, accept_unverified=accept_unverified)
+    chosen = None if from_scratch else choice.chosen
+    drift = tuple(find_run_drift(run, choice.chosen, spec))
+    if finished and (from_scratch or find_drift(stored, spec)):
         raise RunError(
             f"{run.id} is finished: its adapter stays as it is",
             hint="submit the changed spec, or the same one again, as a new run",
         )
-    refuse_drift(drift, allow_drift)
-    choice = choose_checkpoint(run.checkpoints, accept_unverified=accept_unverified)
-    chosen = None if from_scratch else choice.chosen
-    if chosen is None and choice.verdicts and not from_scratch and not finished:
+    allowed = list_allowed(run, drift, [*allow_drift, *(WORLD_KEYS if gpus is not None else ())])
+    refuse_drift(drift, allowed)
+    if finished:
+        return ResumePlan(run, status, spec, choice.verdicts, chosen, drift, finished=True)
+    diagnosis = diagnose_status(run, status)
+    if diagnosis is not None and diagnosis.cause.policy == "refuse" and not (find_drift(stored, spec) or force):
+        raise RunError(
+            f"{run.id} would end the same way again: {diagnosis.cause.meaning}"
+            + (f" ({diagnosis.evidence})" if diagnosis.evidence else ""),
+            hint=f"{diagnosis.cause.advice}; --force tries it unchanged",
+        )
+    if chosen is None and choice.verdicts and not from_scratch:
         worst = "; ".join(f"{verdict.path.name}: {verdict.reason}" for verdict in choice.verdicts)
         raise CheckpointError(
             f"none of the {len(choice.verdicts)} checkpoint(s) of {run.id} is good: {worst}",
             path=run.checkpoints,
             hint=f"lora-jobs resume {run.id} --from-scratch starts over from the base model",
         )
-    return ResumePlan(run, status, spec, choice.verdicts, chosen, drift, finished)
+    return ResumePlan(
+        run,
+        status,
+        spec,
+        choice.verdicts,
+        chosen,
+        drift,
+        finished=False,
+        diagnosis=diagnosis,
+        lost=measure_loss(run, chosen),
+        report=check_resume(spec, status, cluster),
+        allowed=allowed,
+        inexact=list_inexact(stored, spec) if gpus is not None and chosen is not None else (),
+    )
+
+
+def check_resume(spec: JobSpec, status: RunStatus, cluster: str | None) -> CheckReport:
+    """The memory and the cluster's limits, checked again; on the backend that the run had, unless one is named."""
+    backend = status.backend if cluster in (None, "auto") else cluster
+    environment = load_environment("local" if backend == "local" else spec.resources.cluster)
+    return check_spec(spec, environment, choose_backend(environment, backend or "auto"))
 
 
 def refuse_foreign(run: Run) -> None:
@@ -122,42 +208,45 @@ def refuse_active(run: Run, status: RunStatus) -> None:
         )
 
 
-def refuse_drift(drift: Sequence[Drift], allowed: Sequence[str]) -> None:
-    """RunError where a changed key would train something else than the checkpoint holds."""
-    forbidden = [change for change in drift if change.kind == "forbidden"]
-    asking = [change for change in drift if change.kind == "allowed_with_flag" and change.key not in allowed]
-    if forbidden:
-        keys = "; ".join(f"{c.key}: checkpoint has {c.stored}, now {c.present}" for c in forbidden)
-        raise RunError(f"the checkpoint does not match the spec: {keys}", hint="submit this as a new run")
-    if asking:
-        keys = "; ".join(f"{c.key}: was {c.stored}, now {c.present}" for c in asking)
-        flags = " ".join(f"--allow-drift {c.key}" for c in asking)
-        raise RunError(f"this changes how the run trains on: {keys}", hint=f"if that is meant: {flags}")
-
-
 def resume_run(plan: ResumePlan, *, cluster: str | None = None, force: bool = False) -> SubmitReport:
-    """Submit the run again, in its own directory; the job side verifies once more and goes on.
+    """Start the run again, in its own directory; the job side verifies once more and goes on.
 
-    The backend is the one that the run had, unless `cluster` names another.
+    The job that Slurm still knows goes back into the queue under its id where nothing has changed; else a new job.
     """
-    backend = plan.status.backend if cluster in (None, "auto") else cluster
-    environment = load_environment("local" if backend == "local" else plan.spec.resources.cluster)
-    report = check_spec(plan.spec, environment, choose_backend(environment, backend or "auto"))
+    report = plan.report or check_resume(plan.spec, plan.status, cluster)
     if not force:
         refuse_unfit(report)
     refuse_blockers(report)
     refuse_missing_packages(report)
     new = plan_run(report, plan.run.id, plan.run.directory)
+    same = all(read_text(plan.run.directory / name) == text for name, text in new.files.items() if name in DECIDING)
+    files = {**new.files, ALLOWED_FILE: json.dumps(dict(plan.allowed), indent=2) + "\n"}
     with hold_run(plan.run):
         refuse_active(plan.run, observe_runs([plan.run], ranked=False).runs[0])
         if plan.chosen is not None and not (plan.chosen / MANIFEST).exists():
             adopt_checkpoint(plan.chosen)
-        undo = change_run(plan.run, new.files, start_over=plan.chosen is None)
+        undo = change_run(plan.run, files, start_over=plan.chosen is None)
         try:
-            return send(report, new, plan.run)
+            return (requeue(report, new, plan) if same else None) or send(report, new, plan.run)
         except SubmissionError:
             undo()
             raise
+
+
+def requeue(report: CheckReport, new: Plan, plan: ResumePlan) -> SubmitReport | None:
+    """The run's last job back in the queue; None where Slurm no longer knows it, or does not want to."""
+    last = load_submissions(plan.run)[-1:]
+    if new.backend != "slurm" or not last or last[0].backend != "slurm":
+        return None
+    attempts = load_attempts(plan.run)
+    try:
+        requeue_job(last[0].job_id)
+    except ClusterError:
+        return None
+    number = max((attempt.number for attempt in attempts), default=0)
+    submission = replace(last[0], submitted_at=time.time(), after_attempt=number)
+    append_submission(plan.run, submission)
+    return SubmitReport(report, new, plan.run, submission)
 
 
 def change_run(run: Run, files: Mapping[str, str], *, start_over: bool) -> Callable[[], None]:

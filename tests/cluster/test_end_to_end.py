@@ -18,7 +18,7 @@ from slurm_cluster import ACCOUNT
 from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
 from lora_jobs.cluster.client import cancel_job, find_jobs
 from lora_jobs.errors import ClusterError, SpecError
-from lora_jobs.runs import find_run, find_runs_root, list_runs, load_attempts, load_metrics
+from lora_jobs.runs import find_run, find_runs_root, list_runs, load_attempts, load_metrics, load_submissions
 from lora_jobs.workflows.observing import observe_runs
 from lora_jobs.workflows.resuming import plan_resume, resume_run
 from lora_jobs.workflows.submitting import submit_job
@@ -234,7 +234,7 @@ def test_time_limit_signal_saves_and_requeues(slurm: SlurmCluster, tiny: Tiny):
 
 
 def test_cancelled_job_stays_cancelled_and_resume_goes_on(slurm: SlurmCluster, tiny: Tiny):
-    """Plain scancel: the ranks save, the job does not come back; `resume` by the old job id goes on in a new job."""
+    """Plain scancel: the ranks save, the job does not come back; `resume` requeues it while Slurm knows it."""
     reference = find_reference(tiny)
     run = submit(tiny)
     wait_for_step(run, 5)
@@ -249,9 +249,12 @@ def test_cancelled_job_stays_cancelled_and_resume_goes_on(slurm: SlurmCluster, t
     assert plan.chosen is not None
     assert plan.step >= 5
     resume_run(plan)
+    again = plan_resume(first_id)
+    assert (again.pending, again.status.job_id) == (True, first_id)
     wait_for_end(run)
     first, second = load_attempts(run)
-    assert second.job_id != first_id == first.job_id
+    assert [(attempt.job_id, attempt.restart_count) for attempt in (first, second)] == [(first_id, 0), (first_id, 1)]
+    assert [job.after_attempt for job in load_submissions(run)] == [0, 1]
     assert (second.resume_from, second.state) == (plan.chosen.name, "COMPLETED")
     assert hash_adapter(run) == reference.adapter
 

@@ -64,9 +64,9 @@ class RankServer:
         self.process.stdin.flush()
         return dict(json.loads(self.process.stdout.readline()))
 
-    def start_slurm_task(self, run: Run, job_id: str) -> Job:
-        """Start a run's only rank as srun does, in a job of one task."""
-        environment = {"SLURM_JOB_ID": job_id, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}
+    def start_slurm_task(self, run: Run, job_id: str, **more: str) -> Job:
+        """Start a run's only rank as srun does, in a job of one task; `more` is what the batch script exported."""
+        environment = {"SLURM_JOB_ID": job_id, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", **more}
         return Job(self, [self.ask({"start": environment, "run": str(run.directory)})["pid"]])
 
     def start(self, run: Run, ranks: int) -> Job:

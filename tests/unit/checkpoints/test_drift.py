@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from lora_jobs.checkpoints import Drift, find_drift
+from lora_jobs.checkpoints import (
+    ALLOWED_FILE,
+    Drift,
+    commit_checkpoint,
+    find_drift,
+    find_run_drift,
+    list_allowed,
+    record_inputs,
+    refuse_drift,
+)
 from lora_jobs.checkpoints.drift import _RULES, find_rule
-from lora_jobs.spec import JobSpec, parse_spec
+from lora_jobs.errors import RunError
+from lora_jobs.runs import Run, create_run
+from lora_jobs.spec import JobSpec, load_spec, parse_spec
 
 SPEC = """
 name: tiny
@@ -46,7 +60,7 @@ def test_the_same_spec_has_no_drift() -> None:
         ("data.train=other.jsonl", "train.jsonl", "other.jsonl", "allowed_with_flag"),
         ("data.eval=held_out.jsonl", None, "held_out.jsonl", "free"),
         ("training.max_steps=60", 30, 60, "allowed_with_flag"),
-        ("training.learning_rate=1e-3", 2e-4, 1e-3, "forbidden"),
+        ("training.learning_rate=1e-3", 2e-4, 1e-3, "allowed_with_flag"),
         ("training.gradient_accumulation_steps=4", 1, 4, "allowed_with_flag"),
         ("training.optim=adamw_torch", "adamw_torch_fused", "adamw_torch", "forbidden"),
         ("training.bf16=true", False, True, "forbidden"),
@@ -114,3 +128,57 @@ def test_every_key_of_a_spec_has_a_row_and_every_row_a_key() -> None:
 
 def test_a_key_that_no_row_knows_needs_the_users_word() -> None:
     assert find_rule("future.key")[0] == "allowed_with_flag"
+
+
+DATA_SPEC = "name: tiny\nmodel: {name_or_path: org/m}\nlora: {r: 8}\ndata: {train: %s}\ntraining: {max_steps: 30}\n"
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Run, Path]:
+    """A run whose first attempt committed checkpoint-4."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    run = create_run(tmp_path / "runs", "tiny-1", {"spec.yaml": DATA_SPEC % rows})
+    record_inputs(run, 1, load_spec(run.spec_path))
+    checkpoint = run.checkpoints / "checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 4, "epoch": 1.0}')
+    commit_checkpoint(checkpoint, step=4, world_size=1, metadata={"attempt": 1})
+    return run, checkpoint
+
+
+def test_the_checkpoints_own_spec_is_compared_not_the_runs_newest(trained: tuple[Run, Path]) -> None:
+    run, checkpoint = trained
+    run.spec_path.write_text(run.spec_path.read_text().replace("max_steps: 30", "max_steps: 60"))
+    (drift,) = find_run_drift(run, checkpoint, load_spec(run.spec_path))
+    assert (drift.key, drift.stored, drift.present) == ("training.max_steps", 30, 60)
+    with pytest.raises(RunError, match=r"this changes how the run trains on: training.max_steps: was 30, now 60"):
+        refuse_drift([drift], list_allowed(run, [drift], ()))
+    refuse_drift([drift], list_allowed(run, [drift], ["training.max_steps"]))
+
+
+def test_drift_that_was_allowed_stays_allowed_for_that_value_only(trained: tuple[Run, Path]) -> None:
+    run, checkpoint = trained
+    (run.directory / ALLOWED_FILE).write_text('{"training.max_steps": 60}')
+    for steps, allowed in ((60, {"training.max_steps": 60}), (70, {})):
+        run.spec_path.write_text(re.sub("max_steps: [0-9]+", f"max_steps: {steps}", run.spec_path.read_text()))
+        drift = find_run_drift(run, checkpoint, load_spec(run.spec_path))
+        assert list_allowed(run, drift, ()) == allowed
+
+
+def test_the_same_file_name_with_other_rows_is_drift(trained: tuple[Run, Path]) -> None:
+    run, checkpoint = trained
+    spec = load_spec(run.spec_path)
+    assert find_run_drift(run, checkpoint, spec) == []
+    Path(spec.data.train).write_text('{"prompt": "a", "completion": "c"}\n')
+    (drift,) = find_run_drift(run, checkpoint, spec)
+    assert (drift.key, drift.kind) == ("data.train", "allowed_with_flag")
+    with pytest.raises(RunError, match="this changes how the run trains on"):
+        refuse_drift([drift], {})
+
+
+def test_another_number_of_processes_names_the_choices() -> None:
+    drift = find_drift(_spec(), _spec("resources.nodes=4"))
+    with pytest.raises(RunError, match=r"another number of processes: resources\.nodes: ") as raised:
+        refuse_drift(drift, {})
+    assert "`--gpus N` converts the checkpoint" in str(raised.value.hint)
