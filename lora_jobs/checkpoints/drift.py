@@ -123,8 +123,8 @@ def find_run_drift(run: Run, checkpoint: Path | None, present: JobSpec) -> list[
     """
     from lora_jobs.spec import load_spec
 
-    committed = checkpoint is not None and (checkpoint / MANIFEST).exists()
-    number = load_manifest(checkpoint).metadata.get("attempt") if committed else None
+    committed = checkpoint if checkpoint is not None and (checkpoint / MANIFEST).exists() else None
+    number = load_manifest(committed).metadata.get("attempt") if committed is not None else None
     path = _history(run, number, "spec.yaml") if isinstance(number, int) else run.spec_path
     found = find_drift(load_spec(path if path.is_file() else run.spec_path), present)
     data = _history(run, number, "data.json") if isinstance(number, int) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import (
@@ -58,6 +57,7 @@ from lora_jobs.workflows.submitting import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from lora_jobs.rendering import Plan
     from lora_jobs.runs import Diagnosis
