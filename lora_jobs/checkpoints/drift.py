@@ -51,6 +51,7 @@ _RULES: dict[str, tuple[Kind, str]] = {
     "training.torch_empty_cache_steps": ("free", _NO_EFFECT),
     "deepspeed": ("forbidden", "with and without DeepSpeed the optimizer state is in other files"),
     "deepspeed.zero_stage": ("forbidden", "each ZeRO stage splits the optimizer state in another way"),
+    "deepspeed.torch_autocast": ("forbidden", "the weights are stored in another precision"),
     "deepspeed.offload_optimizer": ("allowed_with_flag", _OTHER_RESULT),
     "deepspeed.allgather_bucket_size": ("free", _NO_EFFECT),
     "deepspeed.reduce_bucket_size": ("free", _NO_EFFECT),

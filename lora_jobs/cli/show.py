@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, say
+from lora_jobs.cli.show_targets import show_targets
 from lora_jobs.units import format_count, format_gib
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def show_check(report: CheckReport) -> None:
     say(f"{report.spec.name}: {report.spec.model.name_or_path} on {report.environment.name}, {devices}", "bold")
     base, trainable = verdict.parameters_base, verdict.parameters_trainable
     say(f"parameters: {format_count(base)} base, {format_count(trainable)} trainable ({trainable / base:.2%})")
+    show_targets(report.spec)
     say()
     say(f"memory per process at its peak, {estimate.binding_instant}:")
     largest = max(estimate.components.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_jobs.sizing.gpus import GPUS, Gpu, cpu_device, detected_gpu, find_gpu
 from lora_jobs.sizing.memory import Estimate, estimate_memory
 from lora_jobs.sizing.models import MODELS, ModelShape, find_shape
-from lora_jobs.sizing.parameters import count_parameters, count_trainable, match_targets
+from lora_jobs.sizing.parameters import count_parameters, count_targets, count_trainable, match_targets
 from lora_jobs.sizing.suggestions import Suggestion, apply_settings, suggest_changes
 from lora_jobs.sizing.verdict import Verdict, size_job
 
@@ -19,6 +19,7 @@ __all__ = [
     "Verdict",
     "apply_settings",
     "count_parameters",
+    "count_targets",
     "count_trainable",
     "cpu_device",
     "detected_gpu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -49,10 +50,25 @@ def match_targets(shape: ModelShape, target_modules: tuple[str, ...] | str) -> t
     return _match(shape, target_modules, ())
 
 
+def count_targets(shape: ModelShape, lora: LoraSpec) -> dict[str, int]:
+    """How many layers of each name get an adapter, such as {"q_proj": 26}."""
+    return dict(Counter(module.leaf for module in adapted_modules(shape, lora)))
+
+
+def adapted_modules(shape: ModelShape, lora: LoraSpec) -> tuple[Module, ...]:
+    """The modules that get an adapter: target_modules less what the other fields leave out."""
+    return _match(shape, lora.targets, lora.modules_to_save, lora)
+
+
 def _match(
-    shape: ModelShape, target_modules: tuple[str, ...] | str, modules_to_save: tuple[str, ...]
+    shape: ModelShape,
+    target_modules: tuple[str, ...] | str,
+    modules_to_save: tuple[str, ...],
+    lora: LoraSpec | None = None,
 ) -> tuple[Module, ...]:
     candidates = [module for module in list_modules(shape) if not _is_saved(module.name, modules_to_save)]
+    if lora is not None:
+        candidates = [module for module in candidates if not _is_left_out(module, lora)]
     matched = [module for module in candidates if _is_target(module, target_modules)]
     if not matched:
         raise _matches_nothing(shape, target_modules, modules_to_save)
@@ -74,6 +90,13 @@ def _is_target(module: Module, target_modules: tuple[str, ...] | str) -> bool:
     return re.fullmatch(target_modules, module.name) is not None
 
 
+def _is_left_out(module: Module, lora: LoraSpec) -> bool:
+    """exclude_modules by name or regular expression, and every layer but those of layers_to_transform."""
+    if lora.layers_to_transform and module.layer not in lora.layers_to_transform:
+        return True
+    return bool(lora.exclude_modules) and _is_target(module, lora.exclude_modules)
+
+
 def _is_saved(name: str, modules_to_save: tuple[str, ...]) -> bool:
     """PEFT puts no adapter on (or in) a module of modules_to_save."""
     return any(re.match(rf"(^|.*\.){re.escape(saved)}($|\..*)", name) for saved in modules_to_save)
@@ -82,7 +105,7 @@ def _is_saved(name: str, modules_to_save: tuple[str, ...]) -> bool:
 @lru_cache(maxsize=256)
 def trainable_tensors(shape: ModelShape, lora: LoraSpec) -> tuple[TrainableTensor, ...]:
     """Every tensor that gets gradients, in the order of the modules."""
-    targets = _match(shape, lora.target_modules, lora.modules_to_save)
+    targets = adapted_modules(shape, lora)
     _verify_rank(targets, lora.r)
     adapted = _add_tied(shape, targets, lora)
     adapters = [tensor for module in adapted for tensor in _adapter_tensors(module, lora)]
@@ -118,11 +141,11 @@ def _add_tied(shape: ModelShape, targets: tuple[Module, ...], lora: LoraSpec) ->
         lora.modules_to_save
     ):
         return targets
-    if isinstance(lora.target_modules, str):
-        pattern = lora.target_modules
+    if isinstance(lora.targets, str):
+        pattern = lora.targets
         named = any(re.fullmatch(pattern, name) for name in _EMBEDDING_NAMES)
     else:
-        named = any(target.rsplit(".", 1)[-1] in _EMBEDDING_NAMES for target in lora.target_modules)
+        named = any(target.rsplit(".", 1)[-1] in _EMBEDDING_NAMES for target in lora.targets)
     both = [module for module in list_modules(shape) if module.is_token_embedding or module.name == HEAD]
     return (*targets, *(module for module in both if named and module not in targets))
 

@@ -57,7 +57,7 @@ def choose_precision(spec: JobSpec) -> Precision:
         return _deepspeed_half()
     quantized = spec.model.quantization is not None
     base = SINGLE if quantized or spec.model.dtype == "float32" else HALF
-    half_adapters = (quantized and spec.training.trainer == "trl") or (
+    half_adapters = (quantized and spec.training.trainer == "trl" and not spec.training.fp16) or (
         base == HALF and spec.deepspeed is not None and spec.deepspeed.zero_stage == 3
     )
     adapter = HALF if half_adapters else SINGLE

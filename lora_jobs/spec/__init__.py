@@ -33,6 +33,7 @@ from lora_jobs.spec.load import (
 )
 from lora_jobs.spec.render import render_spec
 from lora_jobs.spec.schema import build_schema
+from lora_jobs.spec.targets import find_translations, translate_targets
 
 __all__ = [
     "ClusterEnvironment",
@@ -52,6 +53,7 @@ __all__ = [
     "find_data_problems",
     "find_resource_problems",
     "find_submission_problems",
+    "find_translations",
     "iterate_rows",
     "list_environments",
     "list_variants",
@@ -64,4 +66,5 @@ __all__ = [
     "parse_spec",
     "render_spec",
     "replace_values",
+    "translate_targets",
 ]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from lora_jobs.spec.section import Conflict, ConflictError, Section
+from lora_jobs.spec.targets import translate_targets
 from lora_jobs.spec.words import (
     COMMIT_PATTERN,
     CONSTRAINT_PATTERN,
@@ -39,7 +40,7 @@ def _kind_of_targets(value: object) -> str:
     return "list" if isinstance(value, list | tuple) else "text"
 
 
-def _kind_of_bucket(value: object) -> str:
+def _kind_of_number(value: object) -> str:
     return "text" if isinstance(value, str) else "number"
 
 
@@ -49,10 +50,19 @@ TargetModules = Annotated[
     | Annotated[Text, AfterValidator(check_expression), Tag("text")],
     Discriminator(_kind_of_targets),
 ]
+ExcludedModules = Annotated[
+    Annotated[tuple[Text, ...], Field(strict=False), Tag("list")]
+    | Annotated[Text, AfterValidator(check_expression), Tag("text")],
+    Discriminator(_kind_of_targets),
+]
+InitialWeights = Annotated[
+    Annotated[bool, Tag("number")] | Annotated[Literal["gaussian", "orthogonal"], Tag("text")],
+    Discriminator(_kind_of_number),
+]
 # DeepSpeed's documents write bucket sizes as 5e8, which YAML reads as a float.
 BucketSize = Annotated[
     Annotated[Count, BeforeValidator(read_whole_float), Tag("number")] | Annotated[Literal["auto"], Tag("text")],
-    Discriminator(_kind_of_bucket),
+    Discriminator(_kind_of_number),
 ]
 
 # What get_scheduler of transformers hands on to the schedule of each name; the others take nothing.
@@ -112,6 +122,13 @@ class LoraSpec(Section):
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="list of module names, or one regular expression over full layer names, or all-linear",
     )
+    exclude_modules: ExcludedModules = Field((), description="modules left out of target_modules: names, or one regex")
+    layers_to_transform: Annotated[tuple[Natural, ...], Field(strict=False)] = Field(
+        (), description="numbers of the layers that get adapters, from 0; left out, all. Needs a list of target_modules"
+    )
+    init_lora_weights: InitialWeights = Field(
+        True, description="true: B starts at zero; false: at random; those that change the base's weights are not taken"
+    )
     modules_to_save: Names = Field((), description="modules trained in full and saved with the adapter")
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
@@ -134,6 +151,20 @@ class LoraSpec(Section):
     def alpha(self) -> float:
         """lora_alpha, or r where the spec leaves it out."""
         return float(self.r) if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def targets(self) -> tuple[str, ...] | str:
+        """target_modules by transformers' names."""
+        return translate_targets(self.target_modules)
+
+    def find_conflicts(self) -> list[Conflict]:
+        found = []
+        if self.layers_to_transform and isinstance(self.target_modules, str):
+            message = "needs target_modules as a list of names; a regular expression can name the layers itself"
+            found.append(Conflict(("layers_to_transform", "target_modules"), message))
+        if self.init_lora_weights == "orthogonal" and self.r % 2:
+            found.append(Conflict(("init_lora_weights", "r"), f"orthogonal needs an even r, which is {self.r}"))
+        return found
 
 
 class DataSpec(Section):
@@ -310,7 +341,7 @@ class JobSpec(Section):
             found.append(Conflict(("training.bf16", "model.dtype"), "contradicts model.dtype: float16"))
         if self.training.fp16 and self.model.dtype == "bfloat16":
             found.append(Conflict(("training.fp16", "model.dtype"), "contradicts model.dtype: bfloat16"))
-        return found
+        return [*found, *_find_precision_conflicts(self)]
 
     @model_validator(mode="after")
     def _sweep_names_known_keys(self) -> JobSpec:
@@ -323,6 +354,28 @@ class JobSpec(Section):
     def to_values(self) -> dict[str, Any]:
         """Plain values (dict, list, str, int, float, bool, None) that load back to an equal spec."""
         return self.model_dump(mode="json")
+
+
+def _find_precision_conflicts(spec: JobSpec) -> list[Conflict]:
+    """What the libraries refuse when the job starts, hours later."""
+    found = []
+    half = spec.training.bf16 or spec.training.fp16 or spec.model.dtype != "float32"
+    if spec.model.attn_implementation == "flash_attention_2" and not half:
+        message = "flash_attention_2 computes in bf16 or fp16 only: set training.bf16"
+        found.append(Conflict(("model.attn_implementation", "training.bf16", "model.dtype"), message))
+    if spec.training.use_liger_kernel and spec.training.trainer == "trl":
+        message = "needs training.trainer: transformers; trl has a fused loss of its own"
+        found.append(Conflict(("training.use_liger_kernel", "training.trainer"), message))
+    zero = spec.deepspeed
+    if zero is not None and zero.zero_stage == 3 and spec.model.quantization is not None:
+        message = (
+            "does not work with model.quantization: transformers loads no bitsandbytes weights under ZeRO-3; use 2"
+        )
+        found.append(Conflict(("deepspeed.zero_stage", "model.quantization"), message))
+    if zero is not None and zero.torch_autocast and not spec.training.bf16:
+        message = "is bf16 by another way: needs training.bf16: true"
+        found.append(Conflict(("deepspeed.torch_autocast", "training.bf16"), message))
+    return found
 
 
 SWEPT_SECTIONS: dict[str, type[Section]] = {

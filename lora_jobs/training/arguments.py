@@ -39,6 +39,7 @@ SAME_NAMES = (
     "dataloader_num_workers",
     "torch_empty_cache_steps",
     "torch_compile",
+    "use_liger_kernel",
     "seed",
 )
 
@@ -53,9 +54,17 @@ def build_arguments(spec: JobSpec, run: Run) -> TrainingArguments:
         raise RunError("training.fp16 needs a GPU and this machine shows none", hint="use bf16 or neither")
     options = {**map_options(spec), **fixed_options(run, cuda=cuda)}
     options["dataloader_pin_memory"] = spec.training.dataloader_pin_memory and cuda
-    options["tf32"] = spec.training.tf32 if cuda else None
     if spec.deepspeed is not None:
         options["deepspeed"] = json.loads(run.deepspeed_path.read_text(encoding="utf-8"))
+        if spec.deepspeed.torch_autocast:
+            # DeepSpeed's own autocast, by its JSON. With bf16 here it would cast every weight instead.
+            options["bf16"] = False
+    arguments = _build(spec, options)
+    set_tf32(spec.training.tf32)
+    return arguments
+
+
+def _build(spec: JobSpec, options: dict[str, Any]) -> TrainingArguments:
     if spec.training.trainer == "transformers":
         return TrainingArguments(**options)
     return SFTConfig(
@@ -66,6 +75,16 @@ def build_arguments(spec: JobSpec, run: Run) -> TrainingArguments:
         pad_to_multiple_of=spec.data.pad_to_multiple_of,
         dataset_kwargs={"skip_prepare_dataset": not spec.data.packing},
     )
+
+
+def set_tf32(enabled: bool) -> None:
+    """Multiply float32 matrices in TF32, or in float32 proper, on GPUs that know TF32; the others ignore it.
+
+    By torch's older switches. TrainingArguments' tf32 takes the newer one, after which the older ones raise when they
+    are read, as torch.compile does; set last, they make both readable and agree.
+    """
+    torch.set_float32_matmul_precision("high" if enabled else "highest")
+    torch.backends.cudnn.allow_tf32 = enabled
 
 
 def map_options(spec: JobSpec) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lora_jobs.training.arguments import build_arguments
 from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
 from lora_jobs.training.data import Examples, load_examples
 from lora_jobs.training.finish import finish_run, load_best_weights
-from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer
+from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer, widen_adapters
 from lora_jobs.training.record import Recorder
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
 
@@ -118,7 +118,10 @@ def build_trainer(
     """TRL's trainer with its fused loss, or the plain one with the stock loss; both on the same tokens."""
     sets = {"train_dataset": train.dataset, "eval_dataset": held_out.dataset if held_out else None}
     if spec.training.trainer == "trl":
-        return OwnSFTTrainer(model=model, args=args, processing_class=tokenizer, **sets)
+        trainer = OwnSFTTrainer(model=model, args=args, processing_class=tokenizer, **sets)
+        if spec.training.fp16 and spec.model.quantization is not None:
+            widen_adapters(model)
+        return trainer
     collator = DataCollatorForLanguageModeling(
         pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=spec.data.pad_to_multiple_of
     )

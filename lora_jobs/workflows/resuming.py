@@ -20,11 +20,11 @@ from lora_jobs.runs import Run, find_run, find_runs_root, hold_run, write_atomic
 from lora_jobs.spec import JobSpec, load_environment, override_spec
 from lora_jobs.workflows.checking import anchor_paths, check_spec, choose_backend
 from lora_jobs.workflows.observing import RunStatus, load_stored_spec, observe_runs
+from lora_jobs.workflows.packages import refuse_missing_packages
 from lora_jobs.workflows.submitting import (
     SubmitReport,
     plan_run,
     refuse_blockers,
-    refuse_missing_packages,
     refuse_unfit,
     send,
 )

@@ -116,9 +116,9 @@ def _by_instant(peaks: dict[str, int], layers: int) -> dict[str, int]:
 
 
 def _names_layers(spec: JobSpec) -> bool:
-    """Whether the adapters may differ between layers of one kind: a regular expression with a number in it."""
-    targets = spec.lora.target_modules
-    return isinstance(targets, str) and any(letter.isdigit() for letter in targets)
+    """Whether the adapters may differ between layers of one kind: numbered layers, or a number in an expression."""
+    expressions = [names for names in (spec.lora.targets, spec.lora.exclude_modules) if isinstance(names, str)]
+    return bool(spec.lora.layers_to_transform) or any(letter.isdigit() for text in expressions for letter in text)
 
 
 def _cache_key(spec: JobSpec, config: Any, versions: dict[str, str]) -> str:
