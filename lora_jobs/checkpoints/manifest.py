@@ -7,7 +7,6 @@ import math
 import os
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -154,6 +153,8 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
 
 def _flush_files(directory: Path, names: Sequence[str]) -> dict[str, FileEntry]:
     """Every file and every folder on the disk, and what it holds."""
+    from concurrent.futures import ThreadPoolExecutor  # and logging with it: only where it is worth it
+
     with ThreadPoolExecutor(max_workers=READERS) as readers:
         entries = list(readers.map(lambda name: _flush_and_hash(directory / name), names))
     for folder in sorted({(directory / name).parent for name in names} | {directory}):

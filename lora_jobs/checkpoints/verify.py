@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +97,8 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 
 def _check_hashes(directory: Path, manifest: Manifest) -> None:
     """Largest first, a few at once: one stream rarely reads as fast as the disk can."""
+    from concurrent.futures import ThreadPoolExecutor  # and logging with it: only where it is worth it
+
     names = sorted(manifest.files, key=lambda name: -manifest.files[name].bytes)
     with ThreadPoolExecutor(max_workers=READERS) as readers:
         for name, found in zip(names, readers.map(lambda name: hash_file(directory / name), names), strict=True):

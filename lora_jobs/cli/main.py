@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lora_jobs import __version__
-from lora_jobs.cli import show, show_page, show_plan, show_runs, show_status
 from lora_jobs.cli.screen import clean_log, error_to_json, print_json, say, show_error, show_rows, warn
 from lora_jobs.errors import ClusterError, LoraJobsError, RunError, SpecError
 
@@ -81,13 +78,14 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Validate a spec, estimate memory per GPU, say what would make it fit."""
+    from lora_jobs.cli.show import show_check
     from lora_jobs.workflows.checking import check_job
 
     report = check_job(spec, overrides or (), exact=exact)
     if as_json:
         print_json(report.to_json())
     else:
-        show.show_check(report)
+        show_check(report)
     if not report.fits:
         raise typer.Exit(EXIT_NOT_FITTING)
 
@@ -125,13 +123,14 @@ def render(
 @app.command()
 def plan(spec: SpecPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Compare partitions and numbers of GPUs: fits, expected start and finish, GPU-hours. Submits nothing."""
+    from lora_jobs.cli.show_plan import show_plan, show_question
     from lora_jobs.workflows.planning import plan_spec
 
-    found = plan_spec(spec, overrides or (), progress=None if as_json else show_plan.show_question)
+    found = plan_spec(spec, overrides or (), progress=None if as_json else show_question)
     if as_json:
         print_json(found.to_json())
     else:
-        show_plan.show_plan(found, str(spec))
+        show_plan(found, str(spec))
 
 
 @app.command()
@@ -171,6 +170,7 @@ def status(
 ) -> None:
     """Show my runs: state, reason in plain words, priority, rank, expected start, progress. With JOB: one page."""
     if watch:
+        from lora_jobs.cli import show_status
         from lora_jobs.workflows.observing import find_status
         from lora_jobs.workflows.watching import watch_status
 
@@ -179,24 +179,27 @@ def status(
         look = partial(find_status, job, everything=everything, user=user, partition=partition)
         show_status.watch_status(watch_status(look))
     elif job:
+        from lora_jobs.cli.show_page import show_page
         from lora_jobs.workflows.detailing import describe_run
 
         page = describe_run(job)
-        print_json(page.to_json()) if as_json else show_page.show_page(page)
+        print_json(page.to_json()) if as_json else show_page(page)
     else:
+        from lora_jobs.cli.show_status import show_status as show_report
         from lora_jobs.workflows.observing import find_status
 
         report = find_status(everything=everything, user=user, partition=partition)
-        print_json(report.to_json()) if as_json else show_status.show_status(report)
+        print_json(report.to_json()) if as_json else show_report(report)
 
 
 @app.command()
 def why(job: JobName = None, as_json: AsJson = False) -> None:
     """Say why a job waits, or ended: the reason in plain words, its numbers, what can be done."""
+    from lora_jobs.cli.show_page import show_why
     from lora_jobs.workflows.explaining import explain_job
 
     answer = explain_job(job)
-    print_json(answer.to_json()) if as_json else show_page.show_why(answer)
+    print_json(answer.to_json()) if as_json else show_why(answer)
 
 
 @app.command()
@@ -212,11 +215,12 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Verify the checkpoints, choose the newest good one, explain, continue."""
+    from lora_jobs.cli.show import show_resume
     from lora_jobs.workflows.resuming import plan_resume, resume_run
 
     plan = plan_resume(job, overrides or (), allow_drift=allow_drift or (), from_scratch=from_scratch)
     if not as_json:
-        show.show_resume(plan)
+        show_resume(plan)
     if plan.finished or dry_run:
         if as_json:
             print_json(plan.to_json())
@@ -226,17 +230,20 @@ def resume(
 
 
 def _show_sent(sent: SubmitReport, *, wait: bool, as_json: bool) -> None:
+    from lora_jobs.cli.show import show_submission
+
     if as_json:
         print_json(sent.to_json())
     else:
-        show.show_submission(sent)
+        show_submission(sent)
     if sent.run is None or not (wait or sent.reused):
         return
+    from lora_jobs.cli.show_runs import show_outcome, show_progress
     from lora_jobs.workflows.following import follow_run
 
-    final = show_runs.show_progress(follow_run(sent.run), quiet=as_json or sent.reused)
+    final = show_progress(follow_run(sent.run), quiet=as_json or sent.reused)
     if not as_json:
-        show_runs.show_outcome(sent.run, final)
+        show_outcome(sent.run, final)
     if final.state != "COMPLETED":
         raise typer.Exit(EXIT_RUN)
 
@@ -248,13 +255,14 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Give a verdict per checkpoint, with the reason."""
+    from lora_jobs.cli.show import show_verdicts
     from lora_jobs.workflows.resuming import verify_path_or_run
 
     verdicts = verify_path_or_run(target, level=level)
     if as_json:
         print_json({"checkpoints": [verdict.to_json() for verdict in verdicts]})
     else:
-        show.show_verdicts(verdicts)
+        show_verdicts(verdicts)
     if not all(verdict.good for verdict in verdicts):
         raise typer.Exit(EXIT_RUN)
 
@@ -380,6 +388,9 @@ def run() -> None:
 
 
 def _report_bug(error: Exception) -> int:
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile("w", prefix="lora-jobs-", suffix=".log", delete=False, encoding="utf-8") as file:
         file.write(f"lora-jobs {__version__}: {' '.join(sys.argv[1:])}\n\n{traceback.format_exc()}")
     warn(

@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from lora_jobs.units import format_count, format_gib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rich.console import Console
+    from rich.table import Table
+
     from lora_jobs.errors import LoraJobsError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 PIPE_WIDTH = 100
+NARROWEST_TABLE = 80
+# Select Graphic Rendition, ECMA-48.
+_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+
+
+class Line(NamedTuple):
+    """One line of the screen: its text, and a style such as "bold red"."""
+
+    plain: str
+    style: str = ""
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """True for a terminal that takes styles, unless NO_COLOR (no-color.org) is set: nothing is bold then either."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def find_width() -> int:
+    """Columns of the terminal; of a pipe always the same."""
+    return shutil.get_terminal_size((PIPE_WIDTH, 24)).columns if sys.stdout.isatty() else PIPE_WIDTH
 
 
 def build_console(*, stderr: bool = False) -> Console:
-    """A console that colours terminals only (NO_COLOR respected); pipes get plain lines of a fixed width."""
+    """A console for tables and progress. Tables need some width: in a narrower terminal their lines wrap whole."""
+    from rich.console import Console  # half of the start-up of a command that needs no table
+
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    return Console(
+        file=stream,
+        width=max(find_width(), NARROWEST_TABLE) if stream.isatty() else PIPE_WIDTH,
+        color_system="auto" if is_coloured(stream) else None,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
 
 
 def clean(text: object) -> str:
@@ -42,16 +71,26 @@ def clean_log(text: str) -> str:
 
 def say(text: object = "", style: str = "") -> None:
     """One plain line on stdout, never wrapped."""
-    build_console().print(Text(clean(text), style=style), soft_wrap=True)
+    _write(sys.stdout, text, style)
 
 
 def warn(text: object, style: str = "yellow") -> None:
     """One plain line on stderr, never wrapped."""
-    build_console(stderr=True).print(Text(clean(text), style=style), soft_wrap=True)
+    _write(sys.stderr, text, style)
+
+
+def _write(stream: TextIO, text: object, style: str) -> None:
+    words = clean(text)
+    if style and words and is_coloured(stream):
+        words = f"\x1b[{';'.join(_STYLES[word] for word in style.split())}m{words}\x1b[0m"
+    stream.write(words + "\n")
+    stream.flush()
 
 
 def build_table(*columns: str, right: Sequence[str | int] = ()) -> Table:
     """A table without lines; `right` names the columns, or their numbers, that are set to the right."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if column in right or number in right else "left", overflow="fold")
@@ -60,6 +99,8 @@ def build_table(*columns: str, right: Sequence[str | int] = ()) -> Table:
 
 def add_row(table: Table, *cells: object, style: str = "") -> None:
     """One row of plain text; None is an empty cell."""
+    from rich.text import Text
+
     table.add_row(*(Text(clean("" if cell is None else cell)) for cell in cells), style=style)
 
 

@@ -6,9 +6,7 @@ import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from lora_jobs.cli.screen import build_console, clean, say, warn
+from lora_jobs.cli.screen import Line, build_console, clean, find_width, say, warn
 from lora_jobs.units import GIB
 
 if TYPE_CHECKING:
@@ -19,16 +17,15 @@ if TYPE_CHECKING:
 
 def show_status(report: StatusReport) -> None:
     """One line a run, newest first, each no wider than the screen (a pipe: 100 columns)."""
-    console = build_console()
     if not report.runs:
         say("no runs yet: lora-jobs submit SPEC starts one")
-    for line in render_status(report, width=console.width, now=datetime.now()):
-        console.print(line, soft_wrap=True)
+    for line in render_status(report, width=find_width(), now=datetime.now()):
+        say(line.plain, line.style)
     for note in report.notes:
         warn(f"note: {note}")
 
 
-def render_status(report: StatusReport, *, width: int, now: datetime) -> list[Text]:
+def render_status(report: StatusReport, *, width: int, now: datetime) -> list[Line]:
     """The lines of `status`: run, job, state, and what matters in that state; cut at `width`."""
     if not report.runs:
         return []
@@ -36,13 +33,13 @@ def render_status(report: StatusReport, *, width: int, now: datetime) -> list[Te
     most = max(12, min(24, width // 4))
     columns = [min(max(len(text) for text in column), most) for column in zip(*[row[:3] for row in rows], strict=True)]
     head = " ".join(name.ljust(size) for name, size in zip(("RUN", "JOB", "STATE"), columns, strict=True))
-    lines = [Text(_cut(head, width).rstrip(), style="bold")]
+    lines = [Line(_cut(head, width).rstrip(), "bold")]
     for *cells, status in rows:
         start = " ".join(_cut(text, size).ljust(size) for text, size in zip(cells, columns, strict=True))
         style = "green" if status.state == "COMPLETED" else "" if status.active else "yellow"
-        lines.append(Text(_cut(f"{start}  {clean(describe_status(status, now))}".rstrip(), width), style=style))
+        lines.append(Line(_cut(f"{start}  {clean(describe_status(status, now))}".rstrip(), width), style))
     if report.hidden:
-        lines.append(Text(_cut(f"{report.hidden} older runs: lora-jobs status --all", width), style="dim"))
+        lines.append(Line(_cut(f"{report.hidden} older runs: lora-jobs status --all", width), "dim"))
     return lines
 
 
@@ -135,11 +132,10 @@ def watch_status(reports: Iterable[StatusReport]) -> None:
 
     Where the output is no terminal, a report is printed when it differs from the one before.
     """
-    console = build_console()
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         before: list[str] = []
         for report in reports:
-            lines = [line.plain for line in render_status(report, width=console.width, now=datetime.now())]
+            lines = [line.plain for line in render_status(report, width=find_width(), now=datetime.now())]
             lines += [f"note: {note}" for note in report.notes]
             if lines != before:
                 sys.stdout.write("\n".join(lines or ["no runs"]) + "\n\n")
@@ -147,11 +143,12 @@ def watch_status(reports: Iterable[StatusReport]) -> None:
             before = lines
         return
     last = None
+    console = build_console()
     try:
         with console.screen():
             for report in reports:
                 last = report
-                sys.stdout.write(render_frame(report, console.width, console.height, datetime.now()))
+                sys.stdout.write(render_frame(report, find_width(), console.height, datetime.now()))
                 sys.stdout.flush()
     finally:
         if last is not None:  # Ctrl-C too leaves the last table behind

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_jobs.cluster.commands import run_command
+from lora_jobs.cluster.parsers import parse_config
 from lora_jobs.cluster.refusals import explain_refusal
 from lora_jobs.errors import ClusterError, OutputError
 from lora_jobs.units import parse_duration
@@ -26,7 +27,6 @@ PROGRAMS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo", "sacct",
 _EMPTY = frozenset({"", "(null)", "N/A", "n/a", "None", "NONE", "none"})
 _GRES = re.compile(r"gpu(?::(?P<type>[A-Za-z][^:,()]*))?(?::(?P<count>\d+))?(?:\([^)]*\))?")
 _PAIR = re.compile(r"(?P<key>[A-Za-z][A-Za-z0-9_/]*)=(?P<value>.*?)(?=\s+[A-Za-z][A-Za-z0-9_/]*=|\s*$)")
-_CONFIG = re.compile(r"^(?P<key>[A-Za-z_][A-Za-z0-9_\[\]]*)\s*=(?P<value>.*)$", re.MULTILINE)
 _VERSION = re.compile(r"\b(?P<version>\d+\.\d+(?:\.\d+)?\S*)")
 
 
@@ -236,11 +236,6 @@ def parse_partitions(text: str) -> list[PartitionRules]:
 def parse_pairs(line: str) -> dict[str, str]:
     """ "A=1 B=two words C=" as a dict; a value goes on until the next key."""
     return {match["key"]: match["value"].strip() for match in _PAIR.finditer(line)}
-
-
-def parse_config(text: str) -> dict[str, str]:
-    """ "Key = value" lines of `scontrol show config`."""
-    return {match["key"]: match["value"].strip() for match in _CONFIG.finditer(text)}
 
 
 def parse_qos(text: str) -> list[Qos]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-import psutil
-
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.errors import ClusterError, CommandError
 from lora_jobs.units import MIB
 
 if TYPE_CHECKING:
+    import psutil
+
     from lora_jobs.runs import Run, Submission
 
 LAUNCHER = "lora_jobs.cluster.launch"
@@ -34,6 +34,8 @@ def find_live_folders() -> frozenset[str]:
 
     One look at the process list answers for all runs: `str(run.submitit.absolute()) in find_live_folders()`.
     """
+    import psutil
+
     words: set[str] = set()
     for process in psutil.process_iter(["cmdline"]):
         found = process.info["cmdline"] or []
@@ -46,6 +48,8 @@ def is_launcher_alive(submission: Submission) -> bool:
     """True while the launcher of a local run lives: by pid and start time, since its command line may not show yet."""
     if submission.pid_created_at is None or not submission.job_id.isdecimal():
         return False
+    import psutil
+
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(int(submission.job_id))
         same = abs(process.create_time() - submission.pid_created_at) < SAME_START_SECONDS
@@ -63,6 +67,8 @@ def cancel_local(run: Run, *, force: bool = False) -> list[int]:
 
     Only ranks are told, not their data loaders and not the launcher, which ends with them. `force` kills them all.
     """
+    import psutil
+
     ranks = _find_processes(run, RANK)
     mine = {process.pid for process in ranks}
     told = []
@@ -86,6 +92,8 @@ def detect_device(prefer: str | None = None) -> tuple[str, int]:
 
     `prefer="cpu"` does not look for a GPU.
     """
+    import psutil
+
     if prefer != "cpu" and find_command("nvidia-smi") is not None:
         argv = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
         with contextlib.suppress(CommandError):
@@ -105,6 +113,8 @@ def parse_nvidia_smi(text: str) -> tuple[str, int]:
 
 
 def _find_processes(run: Run, module: str) -> list[psutil.Process]:
+    import psutil
+
     folder = str(run.submitit.absolute())
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):

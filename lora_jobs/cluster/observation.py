@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.cluster.client import NO_SUCH_JOB, QUERY_SECONDS, ask_sacct, ask_sprio, last_match
 from lora_jobs.cluster.commands import clean_environment, run_command
-from lora_jobs.cluster.inventory import parse_config
-from lora_jobs.cluster.parsers import Factors, SlurmJob, is_job_id, match_job
-from lora_jobs.cluster.queue import QUEUE_FORMAT, Place, Queue, find_place, fold_tasks, parse_queue
+from lora_jobs.cluster.parsers import Factors, SlurmJob, is_job_id, match_job, parse_config
+from lora_jobs.cluster.queue import QUEUE_FORMAT, Place, Queue, find_places, fold_tasks, parse_queue
 from lora_jobs.cluster.refusals import explain_refusal
 from lora_jobs.errors import ClusterError
 from lora_jobs.runs import is_ended
@@ -63,12 +62,11 @@ def observe_jobs(
     config = _ask_config(notes) if waiting and ranked else {}
     factors = _ask_factors(waiting, config, notes)
     visible = ranked and bool(waiting) and _is_queue_visible(config, notes)
+    places = (
+        find_places(answer.waiting, {job_id: folded[job_id][0] for job_id in waiting}) if answer and visible else {}
+    )
     jobs = {
-        job_id: Sighting(
-            replace(job, job_id=job_id, factors=factors.get(job_id)),
-            tasks,
-            find_place(answer.waiting, job) if answer and visible else None,
-        )
+        job_id: Sighting(replace(job, job_id=job_id, factors=factors.get(job_id)), tasks, places.get(job_id))
         for job_id, (job, tasks) in folded.items()
     }
     asked = list(dict.fromkeys([*[job_id for job_id in wanted if job_id not in jobs], *filter(is_job_id, past)]))

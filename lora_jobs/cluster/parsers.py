@@ -31,6 +31,7 @@ _SUBMITTED = re.compile(r"(?P<job_id>\d+)(;(?P<cluster>[A-Za-z0-9_.-]+))?")
 _EMPTY = frozenset(
     {"", "N/A", "n/a", "None", "none", "(null)", "Unknown", "UNKNOWN", "None assigned", "NONE", "INVALID"}
 )
+_CONFIG = re.compile(r"^(?P<key>[A-Za-z_][A-Za-z0-9_\[\]]*)\s*=(?P<value>.*)$", re.MULTILINE)
 PENDING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING"})
 
 
@@ -216,6 +217,11 @@ def parse_submitted(text: str) -> tuple[str, str | None]:
         line=line,
         hint="`squeue --me` shows whether the job is queued; scancel it before submitting again",
     )
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """ "Key = value" lines of `scontrol show config`."""
+    return {match["key"]: match["value"].strip() for match in _CONFIG.finditer(text)}
 
 
 def match_job(row_id: str, job_id: str) -> bool:

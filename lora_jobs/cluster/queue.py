@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_jobs.cluster.parsers import (
@@ -17,7 +18,7 @@ from lora_jobs.cluster.parsers import (
 from lora_jobs.units import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 # SQUEUE_FORMAT with the dependency and the reservation before the name, which may hold the separator.
 QUEUE_FORMAT = "%i|%T|%r|%P|%u|%a|%q|%Q|%V|%S|%M|%l|%D|%b|%N|%E|%v|%j"
@@ -76,23 +77,22 @@ def parse_queue(text: str, ids: Collection[str], *, users: Collection[str] = ())
     jobs: dict[str, list[SlurmJob]] = {}
     waiting, of_users = [], []
     rows = 0
-    for line in text.splitlines():
+    for line in text.splitlines():  # ten thousand times: as little as can be
         row = line.split("|", _COLUMNS - 1)
         if len(row) != _COLUMNS or not row[0][:1].isdigit():
             continue  # a site's banner
         rows += 1
-        if row[1] in PENDING_STATES:
-            waiting.append(
-                Waiting(
-                    row[0], row[3], row[4], row[5], _priority(row[7]), count_tasks(row[0]), row[12], row[13], row[11]
-                )
-            )
-        if _find_base(row[0]) in bases:
+        job_id, state, _, partition, user, account, _, priority, _, _, _, limit, nodes, gpus, *_ = row
+        if state in PENDING_STATES:
+            points = int(priority) if priority.isdecimal() else 0
+            tasks = count_tasks(job_id) if job_id[-1] == "]" else 1
+            waiting.append(Waiting(job_id, partition, user, account, points, tasks, nodes, gpus, limit))
+        if (job_id if job_id.isdecimal() else _find_base(job_id)) in bases:
             job = read_job(row)
-            for job_id in ids:
-                if match_job(job.job_id, job_id):
-                    jobs.setdefault(job_id, []).append(job)
-        elif row[4] in users:
+            for wanted in ids:
+                if match_job(job.job_id, wanted):
+                    jobs.setdefault(wanted, []).append(job)
+        elif user in users:
             of_users.append(read_job(row))
     if not rows and text.strip():
         split_rows(text, columns=_COLUMNS, program="squeue")  # says what it read instead
@@ -126,46 +126,64 @@ def count_tasks(job_id: str) -> int:
     return len(parse_tasks(job_id.partition("_")[2])) or 1 if job_id.endswith("]") else 1
 
 
-def find_place(waiting: Iterable[Waiting], job: SlurmJob) -> Place | None:
-    """The job's best place over its partitions; None for one that does not wait, or is held (its priority is 0)."""
-    if not job.pending or not job.priority or not job.partition:
-        return None
-    waiting = tuple(waiting)
-    places = [_find_place(waiting, job, job.priority, partition) for partition in job.partition.split(",")]
-    return min(places, key=lambda place: place.rank)
+def find_places(waiting: Iterable[Waiting], jobs: Mapping[str, SlurmJob]) -> dict[str, Place]:
+    """The best place of each job over its partitions; none for one that does not wait, or is held (priority 0).
+
+    The waiting rows are gone through once per partition, whatever the number of jobs.
+    """
+    ranked = {job_id: job for job_id, job in jobs.items() if job.pending and job.priority and job.partition}
+    lines: dict[str, list[Waiting]] = {name: [] for job in ranked.values() for name in (job.partition or "").split(",")}
+    for row in waiting if lines else ():
+        for name in (row.partition,) if row.partition in lines else row.partition.split(","):
+            if name in lines:
+                lines[name].append(row)
+    places: dict[str, Place] = {}
+    for partition, rows in lines.items():
+        here = {job_id: job for job_id, job in ranked.items() if partition in (job.partition or "").split(",")}
+        for job_id, place in _go_down(partition, rows, here):
+            if job_id not in places or place.rank < places[job_id].rank:
+                places[job_id] = place
+    return places
 
 
-def _find_place(waiting: tuple[Waiting, ...], job: SlurmJob, priority: int, partition: str) -> Place:
-    here = [row for row in waiting if row.partition == partition or partition in row.partition.split(",")]
-    ahead = [row for row in here if row.priority > priority]
-    gpus = [(row.tasks * _nodes(row.nodes) * count_gpus(row.gpus), row) for row in ahead]
-    return Place(
-        partition=partition,
-        rank=sum(row.tasks for row in ahead) + 1,
-        pending=sum(row.tasks for row in here),
-        users_ahead=len({row.user for row in ahead}),
-        nodes_ahead=sum(row.tasks * _nodes(row.nodes) for row in ahead),
-        gpus_ahead=sum(number for number, _ in gpus),
-        gpu_hours_ahead=round(sum(number * _seconds(row.limit) / HOUR for number, row in gpus), 1),
-        mine_ahead=sum(row.tasks for row in ahead if row.user == job.user),
-    )
+def _go_down(partition: str, rows: list[Waiting], jobs: Mapping[str, SlurmJob]) -> Iterator[tuple[str, Place]]:
+    """From the highest priority to the lowest, with the sums of what was passed; a place for each job on the way."""
+    pending = sum(row.tasks for row in rows)
+    line = iter(sorted(rows, key=lambda row: -row.priority))
+    row = next(line, None)
+    of_user: dict[str, int] = {}
+    ahead = nodes = gpus = 0
+    gpu_seconds = 0
+    for job_id, job in sorted(jobs.items(), key=lambda item: -(item[1].priority or 0)):
+        while row is not None and row.priority > (job.priority or 0):
+            wanted = row.tasks * _nodes(row.nodes)
+            ahead += row.tasks
+            nodes += wanted
+            gpus += wanted * count_gpus(row.gpus)
+            gpu_seconds += wanted * count_gpus(row.gpus) * _seconds(row.limit)
+            of_user[row.user] = of_user.get(row.user, 0) + row.tasks
+            row = next(line, None)
+        hours = round(gpu_seconds / HOUR, 1)
+        yield (
+            job_id,
+            Place(partition, ahead + 1, pending, len(of_user), nodes, gpus, hours, of_user.get(job.user or "", 0)),
+        )
 
 
+@cache
 def count_gpus(text: str | None) -> int:
     """GPUs per node of "gres:gpu:a100:4" (up to 23.02) or "gres/gpu:a100:4" (later); 0 where none are named."""
     return sum(int(match[1] or 1) for match in _GPUS.finditer(text or ""))
 
 
+@cache
 def _nodes(text: str) -> int:
     """The nodes of %D: a number, or "1K" style on old versions' wide columns, or a range whose first counts."""
     match = re.match(r"\d+", text)
     return int(match[0]) if match else 1
 
 
-def _priority(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
-
-
+@cache
 def _seconds(text: str) -> int:
     try:
         return parse_duration(text)

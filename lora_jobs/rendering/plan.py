@@ -12,7 +12,7 @@ from lora_jobs.rendering.script import render_script
 from lora_jobs.spec import render_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lora_jobs.spec import ClusterEnvironment, JobSpec
@@ -57,9 +57,12 @@ def build_plan(
     python: str,
     estimate: Mapping[str, Any],
     versions: Mapping[str, Any],
+    exclude: Sequence[str] = (),
 ) -> Plan:
     """Everything that will be written and sent for one run. SpecError when a value can't be written safely."""
-    script = render_script(spec, environment, run_id=run_id, run_directory=run_directory, python=python)
+    script = render_script(
+        spec, environment, run_id=run_id, run_directory=run_directory, python=python, exclude=exclude
+    )
     deepspeed = build_deepspeed_config(spec)
     files = {
         "spec.yaml": render_spec(spec),

@@ -20,6 +20,7 @@ from lora_jobs.resources import find_resource_directory
 from lora_jobs.units import GIB, MIB, format_duration, parse_duration, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lora_jobs.spec import ClusterEnvironment, JobSpec
@@ -41,10 +42,21 @@ def _templates() -> Environment:
 
 
 def render_script(
-    spec: JobSpec, environment: ClusterEnvironment, *, run_id: str, run_directory: Path, python: str
+    spec: JobSpec,
+    environment: ClusterEnvironment,
+    *,
+    run_id: str,
+    run_directory: Path,
+    python: str,
+    exclude: Sequence[str] = (),
 ) -> str:
-    """The sbatch script of one run. SpecError when a value can't be written so that it means only itself."""
+    """The sbatch script of one run, kept off the nodes in `exclude`.
+
+    SpecError when a value can't be written so that it means only itself.
+    """
     values = _header_values(spec, environment, run_id=run_id, run_directory=run_directory)
+    if exclude:
+        values["placement"] = [*values["placement"], ("exclude", ",".join(require_word(n, "node") for n in exclude))]
     values |= _body_values(environment, run_directory=run_directory, python=python)
     return _templates().get_template(TEMPLATE).render(values)
 

@@ -5,6 +5,7 @@ An attempt is known by its job id and Slurm's restart count. One without an end 
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lora_jobs.runs.store import Run
     from lora_jobs.runs.submissions import Backend
 
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 RUNNING = "RUNNING"
 COMPLETED = "COMPLETED"
 SAVED = "SAVED"
@@ -25,7 +27,10 @@ FAILED = "FAILED"
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One start: `resume_from` is a directory's name such as checkpoint-20; times are seconds since 1970."""
+    """One start: `resume_from` is a directory's name such as checkpoint-20; times are seconds since 1970.
+
+    `cause` is the name of a row of runs.causes; `bad_node` the node that the next attempt should do without.
+    """
 
     number: int
     job_id: str
@@ -40,6 +45,8 @@ class Attempt:
     last_committed_step: int | None = None
     exit_code: int | None = None
     reason: str | None = None
+    cause: str | None = None
+    bad_node: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -60,6 +67,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "last_committed_step": int,
     "exit_code": int,
     "reason": str,
+    "cause": str,
+    "bad_node": str,
 }
 
 
@@ -75,6 +84,13 @@ def find_attempt(run: Run, *, job_id: str, restart_count: int) -> Attempt | None
         if (attempt.job_id, attempt.restart_count) == (job_id, restart_count):
             return attempt
     return None
+
+
+def find_bad_nodes(run: Run, *, most: int = 4) -> list[str]:
+    """The nodes that failed last, to be left out of the next start; not more, or a small cluster has none left."""
+    named = [attempt.bad_node for attempt in load_attempts(run) if attempt.backend == "slurm" and attempt.bad_node]
+    nodes = [name for name in named if _NODE_NAME.fullmatch(name)]
+    return list(dict.fromkeys(reversed(nodes)))[:most]
 
 
 def begin_attempt(
@@ -116,6 +132,8 @@ def end_attempt(
     state: str,
     reason: str | None,
     last_committed_step: int | None,
+    cause: str | None = None,
+    bad_node: str | None = None,
 ) -> Attempt:
     """Records how the attempt ended, rewriting the file as a whole. Raises RunError where it never began."""
     attempts = load_attempts(run)
@@ -128,6 +146,8 @@ def end_attempt(
                 state=state,
                 reason=reason,
                 last_committed_step=last_committed_step,
+                cause=cause,
+                bad_node=bad_node,
             )
             attempts[index] = ended
             write_atomic(run.attempts_path, render_lines([asdict(each) for each in attempts]))

@@ -11,34 +11,38 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_jobs.runs.attempts import Attempt
+    from lora_jobs.runs.causes import Cause
     from lora_jobs.spec import ResumeSpec
-
-EXIT_SAVED = 85
-"""The job saved on a signal and wants to be requeued; above sysexits.h, below the 128+N of signals."""
-
-EXIT_NO_CHECKPOINT = 86
-"""Checkpoints exist and none of them is good: training from the start would silently lose them."""
 
 Decision = Literal["done", "requeue", "stop"]
 
 
-def decide_after(exit_code: int, *, attempts: Sequence[Attempt], resume: ResumeSpec) -> Decision:
-    """What follows an attempt that ended with this code; `attempts` holds it as the last one.
+def decide_after(cause: Cause, *, attempts: Sequence[Attempt], resume: ResumeSpec) -> tuple[Decision, str | None]:
+    """What follows an attempt that ended this way, and why it stops where it could have gone on.
 
-    Requeued is only what saved on a signal, while attempts are left, and unless two attempts in a row saved
-    without getting any further: a job whose start-up takes longer than its time would otherwise come back for ever.
+    `attempts` are those since the run was last started by hand, the one that ended as the last of them.
     """
-    if exit_code == 0:
-        return "done"
-    if exit_code != EXIT_SAVED or not resume.auto or len(attempts) >= resume.max_attempts:
-        return "stop"
-    last = list(attempts)[-2:]
-    stuck = len(last) == 2 and all(_saved_nothing(attempt) for attempt in last)
-    return "stop" if stuck else "requeue"
+    if cause.policy == "done":
+        return "done", None
+    if cause.policy != "resume":
+        return "stop", None
+    if not resume.auto:
+        return "stop", "resume.auto is off"
+    if len(attempts) >= resume.max_attempts:
+        return "stop", f"resume.max_attempts: {len(attempts)} attempts since it was last started by hand"
+    committed = attempts[-1].last_committed_step if attempts else None
+    return ("stop", NO_PROGRESS) if is_stalled(attempts, committed) else ("requeue", None)
 
 
-def _saved_nothing(attempt: Attempt) -> bool:
-    return attempt.state == SAVED and (attempt.last_committed_step or 0) <= attempt.first_step
+NO_PROGRESS = "two attempts in a row committed no new step"
+
+
+def is_stalled(attempts: Sequence[Attempt], committed: int | None) -> bool:
+    """Whether the last two attempts, however they ended, left the newest committed step where the first found it.
+
+    A job whose start-up, or one step and its save, takes longer than its time would otherwise come back for ever.
+    """
+    return len(attempts) >= 2 and (committed or 0) <= attempts[-2].first_step
 
 
 @dataclass(frozen=True, slots=True)

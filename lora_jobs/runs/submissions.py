@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from lora_jobs.runs.attempts import load_attempts
 from lora_jobs.runs.durable import append_line, load_lines
 from lora_jobs.runs.records import read_record
 
 if TYPE_CHECKING:
+    from lora_jobs.runs.attempts import Attempt
     from lora_jobs.runs.store import Run
 
 Backend = Literal["slurm", "local"]
@@ -16,7 +18,10 @@ Backend = Literal["slurm", "local"]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One job: times in seconds since 1970; `pid_created_at` tells a local process from a later one of the same id."""
+    """One start by hand: times in seconds since 1970; `pid_created_at` tells a process from a later one of its id.
+
+    `after_attempt` is the number of the run's last attempt until then: what comes later belongs to this start.
+    """
 
     job_id: str
     backend: Backend
@@ -24,6 +29,7 @@ class Submission:
     host: str
     pid_created_at: float | None = None
     cluster: str | None = None
+    after_attempt: int = 0
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -33,6 +39,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "host": str,
     "pid_created_at": (int, float),
     "cluster": str,
+    "after_attempt": int,
 }
 
 
@@ -45,3 +52,10 @@ def load_submissions(run: Run) -> list[Submission]:
     """All jobs of the run, oldest first. Raises RunError."""
     found = (read_record(Submission, record, _TYPES) for record in load_lines(run.submissions_path))
     return [submission for submission in found if submission is not None]
+
+
+def list_recent_attempts(run: Run) -> list[Attempt]:
+    """The attempts since the run was last started by hand, oldest first. Raises RunError."""
+    known = load_submissions(run)
+    before = known[-1].after_attempt if known else 0
+    return [attempt for attempt in load_attempts(run) if attempt.number > before]

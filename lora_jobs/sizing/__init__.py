@@ -5,8 +5,9 @@ from __future__ import annotations
 from lora_jobs.sizing.gpus import GPUS, Gpu, cpu_device, detected_gpu, find_gpu
 from lora_jobs.sizing.memory import Estimate, estimate_memory
 from lora_jobs.sizing.models import MODELS, ModelShape, find_shape
-from lora_jobs.sizing.parameters import count_parameters, count_targets, count_trainable, match_targets
+from lora_jobs.sizing.parameters import count_parameters, count_trainable
 from lora_jobs.sizing.suggestions import Suggestion, apply_settings, suggest_changes
+from lora_jobs.sizing.targets import count_targets, match_targets
 from lora_jobs.sizing.verdict import Verdict, size_job
 
 __all__ = [

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Attention = Literal["eager", "efficient", "flash"]
 
-QKV = ("q_proj", "k_proj", "v_proj")
-GATE_UP = ("gate_proj", "up_proj")
+QKV = ("q_proj", "k_proj", "v_proj", "qkv_proj")
+GATE_UP = ("gate_proj", "up_proj", "gate_up_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class LayerCost:
     """Live in the MLP's backward, beside what was saved."""
     attention_backward: int
     """Live in the attention's backward, saved values included (eager only)."""
+    fused_gate: bool
+    """An adapter on one projection for gate and up together."""
     first_unneeded: int
     """Of the first layer: what is not saved when its input needs no gradient."""
 
@@ -135,6 +137,7 @@ def _layer_cost(
         )
         attention_backward = (
             norm_bytes(h)
+            + _head_norm_bytes(shape)
             + qkv_adapters
             + precision.residual * h
             + 2 * precision.attention * q
@@ -149,6 +152,7 @@ def _layer_cost(
         adapter_elements=elements,
         mlp_backward=_mlp_backward(shape, precision, dropout=bool(dropout), adapted="down_proj" in targets),
         attention_backward=attention_backward,
+        fused_gate="gate_up_proj" in targets,
         first_unneeded=norm_bytes(h) + dropout * h * len(in_qkv),
     )
 
@@ -185,11 +189,15 @@ def norm_bytes(size: int) -> int:
 
 
 def _norms_bytes(shape: ModelShape) -> int:
-    norms = shape.traits.norms_per_layer * norm_bytes(shape.hidden_size)
-    if shape.traits.qk_norm:
-        heads = shape.num_attention_heads + shape.num_key_value_heads
-        norms += SINGLE * (shape.query_size + shape.key_value_size + heads)
-    return norms
+    return shape.traits.norms_per_layer * norm_bytes(shape.hidden_size) + _head_norm_bytes(shape)
+
+
+def _head_norm_bytes(shape: ModelShape) -> int:
+    """The norms of queries and keys, head by head."""
+    if not shape.traits.qk_norm:
+        return 0
+    heads = shape.num_attention_heads + shape.num_key_value_heads
+    return SINGLE * (shape.query_size + shape.key_value_size + heads)
 
 
 def _attention_bytes(shape: ModelShape, precision: Precision, batch: Batch, kernel: Attention) -> int:
@@ -199,13 +207,17 @@ def _attention_bytes(shape: ModelShape, precision: Precision, batch: Batch, kern
     """
     q, kv, heads, s = shape.query_size, shape.key_value_size, shape.num_attention_heads, batch.sequence
     width = precision.attention
+    # A fused projection's values are a view of all that it gives, which lives as long as they do.
+    fused = q + kv if shape.traits.fused_projections else 0
+    alone = shape.num_key_value_heads == shape.num_attention_heads
     if kernel == "flash":
-        return width * (2 * q + 2 * kv) + SINGLE * heads
+        return width * (2 * q + 2 * kv + fused) + SINGLE * heads
     if kernel == "efficient":
         repeated = 2 * kv if shape.num_key_value_heads == 1 else 2 * q
-        return width * (2 * q + repeated) + SINGLE * heads + width * s
+        return width * (2 * q + repeated + (fused if alone else 0)) + SINGLE * heads + width * s
     scores = SINGLE + (HALF if width == HALF else 0) + (width if shape.traits.attention_soft_cap else 0)
-    return width * q + width * _expanded_keys(shape, batch) + scores * heads * s
+    kept = _expanded_keys(shape, batch) + (fused if alone and batch.rows == 1 else 0)
+    return width * (q + kept) + scores * heads * s
 
 
 def _expanded_keys(shape: ModelShape, batch: Batch) -> int:
@@ -244,8 +256,8 @@ def mask_bytes(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision,
 
 
 def rope_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
-    """Cosines and sines, s x head_dim each; Gemma 3 has two sets."""
-    return 2 * precision.attention * batch.sequence * shape.head_dim * shape.traits.rope_types
+    """Cosines and sines, s x rotary_dim each; Gemma 3 has two sets."""
+    return 2 * precision.attention * batch.sequence * shape.rotary_dim * shape.traits.rope_types
 
 
 def input_needs_gradient(spec: JobSpec, shape: ModelShape) -> bool:

@@ -273,12 +273,13 @@ def _evaluation(step: Step) -> list[Instant]:
 
 def _evaluated_layer(step: Step, batch: Batch) -> int:
     """One layer without gradients: the stream (four copies and one in fp32), and either the MLP's four intermediate
-    values, beside the scores that eager attention returns, or those scores while they are made. Traced.
+    values (an adapter on a fused gate_up_proj: three of twice the size), beside the scores that eager attention
+    returns, or those scores while they are made. Traced.
     """
     shape, precision = step.shape, step.precision
     stream = (4 * precision.residual + SINGLE) * shape.hidden_size
-    mlp = 4 * precision.output * shape.intermediate_size
     costs = layer_costs(step.spec, shape, step.gpu, precision, batch)
+    mlp = (6 if costs[-1].fused_gate else 4) * precision.output * shape.intermediate_size
     scores = 0
     if any(layer.attention_backward for layer in costs):
         mlp += precision.attention * shape.num_attention_heads * batch.sequence

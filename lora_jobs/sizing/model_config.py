@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.errors import Problem, SpecError
-from lora_jobs.sizing.models import FAMILIES, ModelShape, VisionTower
+from lora_jobs.sizing.families import FAMILIES
+from lora_jobs.sizing.models import ModelShape, UnknownModelError, VisionTower
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,11 +35,18 @@ _LIMITS = {
 _Default = int | None | bool | str
 _COMMON: dict[str, Any] = {
     "num_key_value_heads": lambda values: values["num_attention_heads"],
-    "head_dim": lambda values: values["hidden_size"] // values["num_attention_heads"],
+    "head_dim": lambda values: _even_share(values["hidden_size"], values["num_attention_heads"]),
     "sliding_window": None,
     "attention_bias": False,
     "mlp_bias": False,
 }
+
+
+def _even_share(hidden: int, heads: int) -> int:
+    """hidden / heads; 0, which is refused, where that is not a whole number."""
+    return 0 if hidden % heads else hidden // heads
+
+
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": {
         "vocab_size": 256000, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192,
@@ -50,6 +58,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "llama": {"max_position_embeddings": 2048, "tie_word_embeddings": False},
     "qwen2": {"max_position_embeddings": 32768, "tie_word_embeddings": False},
+    "qwen3": {"head_dim": 128, "max_position_embeddings": 32768, "tie_word_embeddings": False},
+    "phi3": {"vocab_size": 32064, "max_position_embeddings": 4096, "tie_word_embeddings": False},
+    "smollm3": {
+        "vocab_size": 128256, "num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True,
+    },
     "mistral": {
         "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096,
         "tie_word_embeddings": False,
@@ -66,6 +79,9 @@ _COUNTS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window",
 )  # fmt: skip
+_WINDOW_BY_SWITCH = ("qwen2", "qwen3", "smollm3")
+"""Families with a sliding_window in their configs that only use_sliding_window turns on."""
+
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 
 
@@ -78,10 +94,19 @@ def load_shape(directory: Path) -> ModelShape:
     config, vision = _text_part(config, path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise _error(path, f"model_type is {model_type!r}, wanted one of {', '.join(FAMILIES)}")
+        raise _unknown(path, f"model_type is {model_type!r}, wanted one of {', '.join(FAMILIES)}")
+    if config.get("use_sliding_window") and config.get("sliding_window") is not None:
+        raise _unknown(path, "use_sliding_window is true: a window in some of the layers is not known here")
     values = _read_values(config, model_type, path)
     _verify_shape(values, path)
-    return ModelShape(name=directory.resolve().name, model_type=model_type, source=str(path), vision=vision, **values)
+    return ModelShape(
+        name=directory.resolve().name,
+        model_type=model_type,
+        source=str(path),
+        vision=vision,
+        partial_rotary_factor=_read_rotary_factor(config, path),
+        **values,
+    )
 
 
 def _load_json(path: Path) -> dict[str, Any]:
@@ -111,7 +136,7 @@ def _text_part(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], Visi
     if not isinstance(text, dict) or not isinstance(vision, dict):
         raise _error(path, "model_type is 'gemma3' but text_config or vision_config is missing")
     if vision.get("vision_use_head", True):
-        raise _error(path, "vision_config.vision_use_head is true: the size of that head is not known here")
+        raise _unknown(path, "vision_config.vision_use_head is true: the size of that head is not known here")
     sizes = {key: _read_count(key, vision.get(key, default), path) for key, default in _VISION_DEFAULTS.items()}
     return {**text, "model_type": "gemma3_text"}, VisionTower(**sizes)
 
@@ -122,14 +147,29 @@ def _read_values(config: dict[str, Any], model_type: str, path: Path) -> dict[st
     for key in _COUNTS:
         value = _present(config, key, defaults, values, path)
         no_window = key == "sliding_window" and value is None
+        if key == "head_dim" and value == 0:
+            hidden, heads = values["hidden_size"], values["num_attention_heads"]
+            raise _error(path, f"hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads})")
         values[key] = None if no_window else _read_count(key, value, path)
     for key in _FLAGS:
         values[key] = _present(config, key, defaults, values, path)
         if not isinstance(values[key], bool):
             raise _error(path, f"{key} is {values[key]!r}, wanted true or false")
-    if model_type == "qwen2" and not config.get("use_sliding_window", False):
+    if model_type in _WINDOW_BY_SWITCH:
         values["sliding_window"] = None
     return values
+
+
+def _read_rotary_factor(config: dict[str, Any], path: Path) -> float:
+    """Share of a head that is rotated: beside the other keys, or within rope_parameters."""
+    ropes = config.get("rope_parameters")
+    nested = ropes.get("partial_rotary_factor") if isinstance(ropes, dict) else None
+    factor = config.get("partial_rotary_factor", nested)
+    if factor is None:
+        return 1.0
+    if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor <= 1:
+        raise _error(path, f"partial_rotary_factor is {factor!r}, wanted a number above 0, at most 1")
+    return float(factor)
 
 
 def _present(config: dict[str, Any], key: str, defaults: dict[str, Any], values: dict[str, Any], path: Path) -> Any:
@@ -149,9 +189,20 @@ def _read_count(key: str, value: Any, path: Path) -> int:
 
 
 def _verify_shape(values: dict[str, Any], path: Path) -> None:
+    if values["head_dim"] % 2:
+        raise _error(path, f"head_dim is {values['head_dim']}: rotary embeddings need an even one")
     heads, groups = values["num_attention_heads"], values["num_key_value_heads"]
     if heads % groups:
         raise _error(path, f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({groups})")
+
+
+def _unknown(path: Path, what: str) -> UnknownModelError:
+    message = f"{path}: {what}"
+    return UnknownModelError(
+        message,
+        problems=[Problem("model.name_or_path", message)],
+        hint="check --exact traces any causal model of transformers, in the job's environment",
+    )
 
 
 def _error(path: Path, what: str) -> SpecError:

@@ -91,18 +91,27 @@ def _layer_modules(shape: ModelShape, layer: int) -> Iterator[Module]:
 
     yield Module(path, "container", layer=layer)
     yield container("self_attn")
-    yield linear("self_attn.q_proj", hidden, query, qkv_bias)
-    yield linear("self_attn.k_proj", hidden, key_value, qkv_bias)
-    yield linear("self_attn.v_proj", hidden, key_value, qkv_bias)
+    if shape.traits.fused_projections:
+        yield linear("self_attn.qkv_proj", hidden, query + 2 * key_value, qkv_bias)
+    else:
+        yield linear("self_attn.q_proj", hidden, query, qkv_bias)
+        yield linear("self_attn.k_proj", hidden, key_value, qkv_bias)
+        yield linear("self_attn.v_proj", hidden, key_value, qkv_bias)
     yield linear("self_attn.o_proj", query, hidden, shape.attention_bias)
     if shape.traits.qk_norm:
         yield norm("self_attn.q_norm", shape.head_dim)
         yield norm("self_attn.k_norm", shape.head_dim)
     yield container("mlp")
-    yield linear("mlp.gate_proj", hidden, middle, shape.mlp_bias)
-    yield linear("mlp.up_proj", hidden, middle, shape.mlp_bias)
+    if shape.traits.fused_projections:
+        yield linear("mlp.gate_up_proj", hidden, 2 * middle, shape.mlp_bias)
+    else:
+        yield linear("mlp.gate_proj", hidden, middle, shape.mlp_bias)
+        yield linear("mlp.up_proj", hidden, middle, shape.mlp_bias)
     yield linear("mlp.down_proj", middle, hidden, shape.mlp_bias)
-    yield container("mlp.act_fn")
+    yield container("mlp.activation_fn" if shape.traits.fused_projections else "mlp.act_fn")
+    if shape.traits.layer_dropouts:
+        yield container("resid_attn_dropout")
+        yield container("resid_mlp_dropout")
     for name in _NORMS[shape.traits.norms_per_layer]:
         yield norm(name, hidden)
 

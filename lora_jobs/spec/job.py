@@ -75,6 +75,12 @@ SCHEDULER_KEYS: dict[str, tuple[str, ...]] = {
 SchedulerKwargs = Annotated[dict[Text, Positive], Field(max_length=8)]
 
 
+# Phi has qkv_proj and gate_up_proj in the place of five others; PEFT takes those of the names that the model has.
+DEFAULT_TARGETS = (
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj",
+)  # fmt: skip
+
+
 class QuantizationSpec(Section):
     """transformers' BitsAndBytesConfig, by its own names."""
 
@@ -119,8 +125,9 @@ class LoraSpec(Section):
     lora_alpha: Positive | None = Field(None, description="left out, equal to r (scaling 1)")
     lora_dropout: Annotated[float, LESS_THAN_ONE] = 0.0
     target_modules: TargetModules = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        description="list of module names, or one regular expression over full layer names, or all-linear",
+        DEFAULT_TARGETS,
+        description="list of module names, or one regular expression over full layer names, or all-linear; "
+        "left out, every projection of attention and MLP, fused or not",
     )
     exclude_modules: ExcludedModules = Field((), description="modules left out of target_modules: names, or one regex")
     layers_to_transform: Annotated[tuple[Natural, ...], Field(strict=False)] = Field(

@@ -1,7 +1,7 @@
 """The begin and the end of an attempt, as the batch script and a local rank 0 write them. No torch here.
 
 python -m lora_jobs.training.attempt begin RUN        prints the attempt's number
-python -m lora_jobs.training.attempt end RUN CODE     prints requeue, stop or done
+python -m lora_jobs.training.attempt end RUN CODE     prints requeue (and nodes to exclude), stop or done
 """
 
 from __future__ import annotations
@@ -17,15 +17,23 @@ from typing import TYPE_CHECKING, Any
 from lora_jobs.checkpoints import MANIFEST, choose_checkpoint, load_manifest
 from lora_jobs.errors import CheckpointError, LoraJobsError, RunError
 from lora_jobs.runs import (
+    EXIT_HANG,
     EXIT_NO_CHECKPOINT,
+    EXIT_NO_PROGRESS,
     EXIT_SAVED,
+    NO_PROGRESS,
     Attempt,
     Run,
     begin_attempt,
+    classify_end,
     decide_after,
     end_attempt,
+    find_bad_nodes,
+    is_stalled,
+    list_recent_attempts,
     load_attempts,
     load_metrics,
+    read_tail,
 )
 from lora_jobs.spec import load_spec
 from lora_jobs.training.launch import Launch, read_launch
@@ -34,8 +42,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_jobs.checkpoints import Choice
+    from lora_jobs.runs import Diagnosis
 
 STATES = {0: "COMPLETED", EXIT_SAVED: "SAVED"}
+
+
+# What the batch script found out at its start: whether Slurm would requeue this job ("no": somebody has to resume it).
+CAN_REQUEUE = "LORA_JOBS_CAN_REQUEUE"
+
+
+class NoProgressError(RunError):
+    """Two attempts committed nothing: a third would end the same way."""
+
+    exit_code = EXIT_NO_PROGRESS
 
 
 class NoGoodCheckpointError(CheckpointError):
@@ -116,6 +135,7 @@ def begin(run: Run, launch: Launch) -> tuple[Attempt, tuple[str, ...]]:
     )
     try:
         start = choose_start(run, world_size=load_spec(run.spec_path).resources.world_size)
+        refuse_stalled(run, start)
     except LoraJobsError as error:
         attempt = write(resume_from=None, first_step=0)
         write_end(run, attempt, error.exit_code, "FAILED", error.message)
@@ -124,25 +144,63 @@ def begin(run: Run, launch: Launch) -> tuple[Attempt, tuple[str, ...]]:
     return attempt, start.explanation
 
 
+def refuse_stalled(run: Run, start: Start) -> None:
+    """A job that Slurm starts again and again (node failure, preemption) must not burn the budget for nothing."""
+    if is_stalled(list_recent_attempts(run), start.step):
+        raise NoProgressError(
+            f"{NO_PROGRESS}: the newest is still step {start.step}",
+            hint="see the log; a longer resources.time or smaller training.save_steps helps where time ran out; "
+            "lora-jobs resume starts two more",
+        )
+
+
 def end(run: Run, attempt: Attempt, exit_code: int) -> str:
-    """Write how an attempt ended and decide: "requeue", "stop" or "done".
+    """Write how an attempt ended and decide: "requeue" (with nodes to do without), "stop" or "done".
 
     What the ranks recorded beats the exit code: srun ends the slower ranks of a saved stop with a signal of its own.
     """
     notes = [row for row in load_metrics(run) if row.get("attempt") == attempt.number and "event" in row]
     events = {row["event"]: row for row in reversed(notes)}
-    if exit_code != 0 and "saved" in events:
-        exit_code = EXIT_SAVED
+    if exit_code != 0:
+        exit_code = EXIT_SAVED if "saved" in events else EXIT_HANG if "hang" in events else exit_code
     state = STATES.get(exit_code, "FAILED")
+    told = events.get("failed") or events.get("hang") or events.get("lost_rank") or {}
+    reason = explain_end(state, exit_code, told, events.get("saved", {}))
+    diagnosis = diagnose_end(run, attempt, exit_code, told)
+    node = told.get("host") or attempt.host if diagnosis.cause.blames_node else None
+    write_end(run, attempt, exit_code, state, reason, cause=diagnosis.cause.name, bad_node=node)
+    decision, why = decide_after(
+        diagnosis.cause, attempts=list_recent_attempts(run), resume=load_spec(run.spec_path).resume
+    )
+    if decision == "requeue" and os.environ.get(CAN_REQUEUE) == "no":
+        decision, why = "stop", "Slurm does not requeue this job"
+    if why is not None:
+        note = f"{reason}; not requeued: {why}"
+        write_end(run, attempt, exit_code, state, note, cause=diagnosis.cause.name, bad_node=node)
+        print(f"lora-jobs: {note}: lora-jobs resume {run.id} continues it", file=sys.stderr)
+    return " ".join([decision, ",".join(find_bad_nodes(run))]).strip() if decision == "requeue" else decision
+
+
+def diagnose_end(run: Run, attempt: Attempt, exit_code: int, told: Mapping[str, Any]) -> Diagnosis:
+    """The cause of an end, from what a rank recorded, else from the attempt's log.
+
+    Only a rank that was lost says nothing of why: then the log of all the ranks is read.
+    """
+    if told.get("event") == "failed":
+        known = classify_end(log=str(told.get("reason", "")), exit_code=exit_code)
+        if known.cause.name not in ("failed", "python_error"):
+            return known
+    logs = [run.logs / f"attempt-{attempt.number}.{suffix}" for suffix in ("out", "err")]
+    return classify_end(log=f"{read_tail(logs)}\n{told.get('reason', '')}", exit_code=exit_code)
+
+
+def explain_end(state: str, exit_code: int, told: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """The end of an attempt in one line."""
     if state == "SAVED":
-        reason = explain_save(events.get("saved", {}))
-    elif state == "COMPLETED":
-        reason = "finished"
-    else:
-        told = events.get("failed") or events.get("lost_rank")
-        reason = told["reason"] if told else explain_code(exit_code)
-    write_end(run, attempt, exit_code, state, reason)
-    return decide_after(exit_code, attempts=load_attempts(run), resume=load_spec(run.spec_path).resume)
+        return explain_save(saved)
+    if state == "COMPLETED":
+        return "finished"
+    return str(told["reason"]) if "reason" in told else explain_code(exit_code)
 
 
 def explain_save(note: Mapping[str, Any]) -> str:
@@ -153,7 +211,16 @@ def explain_save(note: Mapping[str, Any]) -> str:
     return f"saved after {note['signal']}{lost}"
 
 
-def write_end(run: Run, attempt: Attempt, exit_code: int, state: str, reason: str) -> None:
+def write_end(
+    run: Run,
+    attempt: Attempt,
+    exit_code: int,
+    state: str,
+    reason: str,
+    *,
+    cause: str | None = None,
+    bad_node: str | None = None,
+) -> None:
     """Write an attempt's end, with the newest step that is committed by then."""
     choice = choose_checkpoint(run.checkpoints, level=0)
     end_attempt(
@@ -164,6 +231,8 @@ def write_end(run: Run, attempt: Attempt, exit_code: int, state: str, reason: st
         state=state,
         reason=reason,
         last_committed_step=load_manifest(choice.chosen).step if choice.chosen else None,
+        cause=cause or classify_end(log=reason, exit_code=exit_code).cause.name,
+        bad_node=bad_node,
     )
 
 

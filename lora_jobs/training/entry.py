@@ -108,7 +108,8 @@ def record_failure(run: Run, launch: Launch, failure: Failure) -> int:
         attempt = find_own_attempt(run, launch)
         if attempt is not None:
             event = "lost_rank" if failure.secondary else "failed"
-            note = {"kind": "note", "event": event, "attempt": attempt.number, "rank": launch.rank}
+            note: dict[str, Any] = {"kind": "note", "event": event, "attempt": attempt.number, "rank": launch.rank}
+            note["host"] = launch.host
             append_metrics(run, {**note, "reason": failure.message})
     return failure.exit_code
 

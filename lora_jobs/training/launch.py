@@ -65,7 +65,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
             int(environment.get("SLURM_PROCID", "0")),
             int(environment.get("SLURM_LOCALID", "0")),
             int(environment.get("SLURM_NTASKS", "1")),
-            host,
+            environment.get("SLURMD_NODENAME") or host,
         )
     return Launch("local", f"{os.getpid()}", 0, 0, 0, 1, host, find_creation_time(f"{os.getpid()}"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,10 @@ from lora_jobs.runs import (
     append_submission,
     create_run,
     discard_run,
+    find_bad_nodes,
     find_runs_root,
     list_runs,
+    load_attempts,
     next_run_id,
     write_atomic,
 )
@@ -94,6 +96,7 @@ def plan_run(report: CheckReport, run_id: str, directory: Path) -> Plan:
         python=report.environment.python or sys.executable,
         estimate=report.verdict.to_json(),
         versions=find_versions(),
+        exclude=find_bad_nodes(Run(directory)),
     )
 
 
@@ -197,6 +200,7 @@ def send(report: CheckReport, plan: Plan, run: Run, *, discard: bool = False) ->
     in the middle of sbatch) keeps it: the job would need it.
     """
     expected_start = None
+    before = max((attempt.number for attempt in load_attempts(run)), default=0)
     try:
         if plan.backend == "slurm":
             expected_start = preflight(run)
@@ -205,6 +209,7 @@ def send(report: CheckReport, plan: Plan, run: Run, *, discard: bool = False) ->
         if discard:
             discard_run(run)
         raise
+    submission = replace(submission, after_attempt=before)
     record_submission(run, submission)
     return SubmitReport(report, plan, run, submission, expected_start)
 

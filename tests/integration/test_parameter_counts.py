@@ -10,7 +10,7 @@ import pytest
 
 from lora_jobs.sizing import MODELS, ModelShape, count_parameters, count_trainable, find_shape
 from lora_jobs.sizing.modules import list_modules
-from lora_jobs.sizing.parameters import adapted_modules
+from lora_jobs.sizing.targets import find_adapted
 from lora_jobs.spec.job import LoraSpec
 
 if TYPE_CHECKING:
@@ -78,8 +78,10 @@ def build_config(shape: ModelShape) -> Any:
         options["sliding_window"] = shape.sliding_window
     if shape.model_type == "llama":
         options |= {"attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias}
-    if shape.model_type == "qwen2":
+    if shape.model_type in ("qwen2", "phi3", "smollm3"):
         options.pop("head_dim")
+    if shape.model_type == "phi3":
+        options["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": shape.partial_rotary_factor}
     if shape.vision is None:
         return AutoConfig.for_model(shape.model_type, **options)
     vision = {**asdict(shape.vision), "num_attention_heads": 16, "vision_use_head": False}
@@ -129,7 +131,7 @@ def test_trainable_parameters_are_those_of_peft(name: str, variant: str) -> None
         adapted = {
             key.removeprefix("base_model.model.") for key, module in model.named_modules() if hasattr(module, "lora_A")
         }
-        assert {module.name for module in adapted_modules(shape, lora)} == adapted
+        assert {module.name for module in find_adapted(shape, lora)} == adapted
 
 
 @pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)

@@ -30,6 +30,9 @@ _SAME_NAMES = (
     "max_position_embeddings",
 )
 
+_NO_HEAD_DIM = ("qwen2", "phi3", "smollm3")
+"""Families whose configs have no head_dim: it is hidden_size / num_attention_heads."""
+
 
 def load_config(name_or_path: str) -> Any:
     """transformers' config: of a local directory, else of a row of the model table."""
@@ -42,16 +45,22 @@ def load_config(name_or_path: str) -> Any:
 def config_of(shape: ModelShape) -> Any:
     """The config that a row of the model table stands for."""
     options: dict[str, Any] = {name: getattr(shape, name) for name in _SAME_NAMES}
+    if shape.model_type in _NO_HEAD_DIM:
+        options.pop("head_dim")
     if shape.sliding_window is not None or shape.model_type == "mistral":
         options["sliding_window"] = shape.sliding_window
     if shape.model_type == "llama":
         options |= {"attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias}
-    if shape.model_type == "qwen2":
-        options.pop("head_dim")
+    if shape.model_type == "phi3":
+        options["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": shape.partial_rotary_factor}
     if shape.vision is None:
         return AutoConfig.for_model(shape.model_type, **options)
     vision = {**asdict(shape.vision), "num_attention_heads": 16, "vision_use_head": False}
     return AutoConfig.for_model("gemma3", text_config=options, vision_config=vision)
+
+
+_NO_ROPE = " without rotary embedding"
+"""Marks such a layer's kind (SmolLM3 has them)."""
 
 
 def text_config(config: Any) -> Any:
@@ -60,10 +69,13 @@ def text_config(config: Any) -> Any:
 
 
 def layer_kinds(config: Any) -> list[str]:
-    """What tells one layer from another (its attention window), in the order of the layers."""
+    """What tells one layer from another (attention window, rotary embedding), in the order of the layers."""
     text = text_config(config)
-    kinds = getattr(text, "layer_types", None)
-    return list(kinds) if kinds else ["full_attention"] * text.num_hidden_layers
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    ropes = getattr(text, "no_rope_layers", None)
+    if not ropes:
+        return list(kinds)
+    return [kind if rope else f"{kind}{_NO_ROPE}" for kind, rope in zip(kinds, ropes, strict=True)]
 
 
 def with_layers(config: Any, kinds: list[str]) -> Any:
@@ -71,8 +83,10 @@ def with_layers(config: Any, kinds: list[str]) -> Any:
     changed = type(config).from_dict(config.to_dict())
     text = text_config(changed)
     text.num_hidden_layers = len(kinds)
+    if getattr(text, "no_rope_layers", None):
+        text.no_rope_layers = [int(not kind.endswith(_NO_ROPE)) for kind in kinds]
     if getattr(text, "layer_types", None):
-        text.layer_types = list(kinds)
+        text.layer_types = [kind.removesuffix(_NO_ROPE) for kind in kinds]
     changed.use_cache = text.use_cache = False
     return changed
 

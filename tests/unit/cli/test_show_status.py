@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
+import sys
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lora_jobs.cli.screen import warn
 from lora_jobs.cli.show_status import describe_status, format_span, format_when, render_frame, render_status
 from lora_jobs.workflows.observing import RunStatus, StatusReport
 from lora_jobs.workflows.watching import next_pause, watch_status
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NOW = datetime(2026, 11, 20, 18, 44)
 
@@ -98,3 +106,35 @@ def test_watch_asks_ten_seconds_apart_at_the_least_and_backs_off():
 def test_pauses():
     assert next_pause(30, changed=True, shortest=1) == 10
     assert next_pause(10, changed=False, shortest=120) == 120
+
+
+@pytest.mark.parametrize("command", ["status", "why"])
+def test_the_start_up_leaves_out_what_a_look_at_the_queue_does_not_need(command: str, tmp_path: Path):
+    """An empty run folder, so nothing is asked; `why` then says that there are no runs."""
+    code = (
+        "import sys; sys.argv = ['lora-jobs', sys.argv[1]]\n"
+        "from lora_jobs.cli.main import run\n"
+        "try: run()\n"
+        "except SystemExit: print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    environment = {**os.environ, "LORA_JOBS_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, command], env=environment, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "lora_jobs" in loaded
+    assert loaded.isdisjoint({"rich", "pydantic", "psutil", "yaml", "jinja2", "submitit", "logging", "torch"})
+
+
+def test_no_color_means_no_style_at_all(monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for value, wanted in (("", "\x1b[1;31merror: a\ufffd[2Jb\x1b[0m\n"), ("1", "error: a\ufffd[2Jb\n")):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("NO_COLOR", value)
+        warn("error: a\x1b[2Jb", "bold red")
+        assert terminal.getvalue() == wanted

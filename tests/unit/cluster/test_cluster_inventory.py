@@ -13,7 +13,6 @@ from lora_jobs.cluster.inventory import (
     NodeGroup,
     Qos,
     parse_associations,
-    parse_config,
     parse_gres,
     parse_pairs,
     parse_partitions,
@@ -22,6 +21,7 @@ from lora_jobs.cluster.inventory import (
     parse_version,
     read_inventory,
 )
+from lora_jobs.cluster.parsers import parse_config
 from lora_jobs.errors import OutputError
 
 RECORDED = Path(__file__).parents[2] / "slurm_output" / "22.05"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_jobs.cluster.partition import PartitionView, parse_partition
-from lora_jobs.cluster.queue import Place, Waiting, count_gpus, find_place, fold_tasks, parse_queue
+from lora_jobs.cluster.queue import Place, Waiting, count_gpus, find_places, fold_tasks, parse_queue
 from lora_jobs.cluster.reasons import explain_reason
 from lora_jobs.errors import OutputError
 
@@ -38,12 +38,10 @@ def test_my_jobs_and_who_waits():
 
 def test_places():
     queue = parse_queue(load("22.05", "queue"), ["1", "2", "3", "5", "6"])
-    places = {job_id: find_place(queue.waiting, rows[0]) for job_id, rows in queue.jobs.items()}
+    places = find_places(queue.waiting, {job_id: rows[0] for job_id, rows in queue.jobs.items()})
     assert places == {
-        "1": None,
         "2": Place("boost_usr_prod", 1, 9, 0, 0, 0, 0, 0),
         "3": Place("boost_usr_prod", 2, 9, 1, 2, 8, 4.0, 1),
-        "5": None,
         "6": Place("boost_usr_prod", 2, 9, 1, 2, 8, 4.0, 1),
     }, "1 runs, 5 is held; an array's five tasks count five times"
 
@@ -52,7 +50,7 @@ def test_of_several_partitions_the_best_place_counts():
     row = "{}|PENDING|Priority|{}|u|a|q|{}|2026-01-01T00:00:00|N/A|0:00|10:00|1|N/A||(null)|(null)|n\n"
     text = row.format(1, "p,r", 5) + row.format(2, "p", 9) + row.format(3, "p", 8) + row.format(4, "r,s", 7)
     queue = parse_queue(text, ["1"])
-    assert find_place(queue.waiting, queue.jobs["1"][0]) == Place("r", 2, 2, 1, 1, 0, 0, 1)
+    assert find_places(queue.waiting, {"1": queue.jobs["1"][0]}) == {"1": Place("r", 2, 2, 1, 1, 0, 0, 1)}
 
 
 def test_tasks_are_folded():

@@ -43,7 +43,7 @@ case " $* " in
     echo "$FAKE_ATTEMPT"
     exit "$FAKE_BEGIN_CODE" ;;
 *" end "*)
-    case ${!#} in 0) echo done ;; 85) echo requeue ;; *) echo stop ;; esac ;;
+    case ${FAKE_END:-${!#}} in requeue*) echo "$FAKE_END" ;; 0) echo done ;; 85) echo requeue ;; *) echo stop ;; esac ;;
 esac
 """
 FAKE_SRUN = """#!/bin/bash
@@ -61,7 +61,8 @@ FAKE_SCONTROL = """#!/bin/bash
 printf 'scontrol' >> "$FAKE_CALLS"; printf ' [%s]' "$@" >> "$FAKE_CALLS"; echo >> "$FAKE_CALLS"
 case "$1 $2" in
 "show hostnames") printf 'node1\\nnode2\\n' ;;
-"show job") echo "JobId=7 JobName=tiny-1 UserId=me(1) JobState=$FAKE_STATE Reason=None Requeue=1" ;;
+"show job") echo "JobId=7 JobName=tiny-1 UserId=me(1) JobState=$FAKE_STATE Reason=None Requeue=${FAKE_REQUEUE:-1}" \
+    "EndTime=${FAKE_END_TIME:-2025-11-20T23:32:10} Deadline=N/A" ;;
 esac
 """
 

@@ -19,6 +19,7 @@ SRUN = (
 )
 HOSTS = "scontrol [show] [hostnames] [node[1-2]]"
 SHOW = "scontrol [show] [job] [-o] [{job}]"
+EXCLUDE = "scontrol [update] [JobId={job}] [ExcNodeList=node2,node3]"
 REQUEUE = "scontrol [requeue] [{job}]"
 
 
@@ -30,7 +31,7 @@ def _expected(cluster, *lines: str, **values: str) -> list[str]:
 
 def test_a_job_that_finishes(fake_cluster, render: Render) -> None:
     ended = fake_cluster.execute(render(run=fake_cluster.run, python=fake_cluster.python))
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN, SRUN, END, code="0")
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, code="0")
     assert ended.code == 0
     assert list(fake_cluster.scratch.iterdir()) == [], "the private cache is removed"
 
@@ -39,8 +40,34 @@ def test_a_saved_stop_is_requeued_once(fake_cluster, render: Render) -> None:
     ended = fake_cluster.execute(
         render(run=fake_cluster.run, python=fake_cluster.python), FAKE_SRUN_CODE="85", FAKE_ATTEMPT="12"
     )
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN, SRUN, END, SHOW, REQUEUE, code="85", attempt="12")
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, SHOW, REQUEUE, code="85", attempt="12")
     assert ended.code == 85
+
+
+def test_a_node_that_failed_is_taken_off_the_list_once_the_job_waits_again(fake_cluster, render: Render) -> None:
+    script = render(run=fake_cluster.run, python=fake_cluster.python)
+    ended = fake_cluster.execute(script, FAKE_SRUN_CODE="1", FAKE_END="requeue node2,node3")
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, SHOW, REQUEUE, EXCLUDE, code="1")
+
+
+@pytest.mark.parametrize(("requeue", "can"), [("0", "no"), ("1", "yes")])
+def test_at_its_start_a_job_says_whether_it_can_come_back(fake_cluster, render: Render, requeue: str, can: str) -> None:
+    ended = fake_cluster.execute(render(run=fake_cluster.run, python=fake_cluster.python), FAKE_REQUEUE=requeue)
+    assert ended.srun_environment["LORA_JOBS_CAN_REQUEUE"] == can
+    assert ("does not requeue job 7: lora-jobs resume 7" in ended.log) == (can == "no")
+
+
+def test_the_ranks_know_when_their_time_is_over(fake_cluster, render: Render) -> None:
+    script = render(run=fake_cluster.run, python=fake_cluster.python)
+    assert fake_cluster.execute(script, TZ="UTC").srun_environment["LORA_JOBS_END_TIME"] == "1763681530"
+    endless = fake_cluster.execute(script, FAKE_END_TIME="Unknown")
+    assert "LORA_JOBS_END_TIME" not in endless.srun_environment
+
+
+def test_no_core_file_is_left_in_the_users_quota(fake_cluster, render: Render) -> None:
+    script = render(run=fake_cluster.run, python=fake_cluster.python)
+    ended = fake_cluster.execute(script.replace("\nexit ", "\necho core $(ulimit -c)\nexit "))
+    assert "core 0" in ended.log
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "TIMEOUT", "PREEMPTED", "FAILED", ""])
@@ -48,7 +75,7 @@ def test_a_job_that_no_longer_runs_is_never_requeued(fake_cluster, render: Rende
     ended = fake_cluster.execute(
         render(run=fake_cluster.run, python=fake_cluster.python), FAKE_SRUN_CODE="85", FAKE_STATE=state
     )
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN, SRUN, END, SHOW, code="85")
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, SHOW, code="85")
     assert ended.code == 85
     assert "lora-jobs resume 7" in ended.log
 
@@ -60,26 +87,26 @@ def test_a_task_of_an_array_is_requeued_by_its_own_name(fake_cluster, render: Re
         SLURM_ARRAY_JOB_ID="5",
         SLURM_ARRAY_TASK_ID="2",
     )
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN, SRUN, END, SHOW, REQUEUE, code="85", job="5_2")
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, SHOW, REQUEUE, code="85", job="5_2")
 
 
 @pytest.mark.parametrize("code", ["1", "137", "143"])
 def test_a_failure_keeps_its_code_and_is_not_requeued(fake_cluster, render: Render, code: str) -> None:
     ended = fake_cluster.execute(render(run=fake_cluster.run, python=fake_cluster.python), FAKE_SRUN_CODE=code)
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN, SRUN, END, code=code)
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, code=code)
     assert ended.code == int(code)
 
 
 def test_no_good_checkpoint_starts_no_training(fake_cluster, render: Render) -> None:
     ended = fake_cluster.execute(render(run=fake_cluster.run, python=fake_cluster.python), FAKE_BEGIN_CODE="86")
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN)
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN)
     assert ended.code == 86
 
 
 @pytest.mark.parametrize("answer", ["", "not a number", "1/../../x"])
 def test_an_attempt_that_is_no_number_starts_no_training(fake_cluster, render: Render, answer: str) -> None:
     ended = fake_cluster.execute(render(run=fake_cluster.run, python=fake_cluster.python), FAKE_ATTEMPT=answer)
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN)
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN)
     assert ended.code == 1
 
 
@@ -91,7 +118,7 @@ def test_the_shell_outlives_sigterm_and_returns_sruns_code(fake_cluster, render:
         FAKE_SRUN_CODE=code,
     )
     requeue = (SHOW, REQUEUE) if code == "85" else ()
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN, SRUN, END, *requeue, code=code)
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, *requeue, code=code)
     assert ended.code == int(code)
 
 
@@ -99,7 +126,9 @@ def test_usr2_for_the_shell_alone_is_passed_on(fake_cluster, render: Render) -> 
     ended = fake_cluster.execute_with_signals(
         render(run=fake_cluster.run, python=fake_cluster.python), [signal.SIGUSR2], FAKE_SRUN_CODE="85"
     )
-    assert ended.calls == _expected(fake_cluster, HOSTS, BEGIN, SRUN, "srun got USR2", END, SHOW, REQUEUE, code="85")
+    assert ended.calls == _expected(
+        fake_cluster, SHOW, HOSTS, BEGIN, SRUN, "srun got USR2", END, SHOW, REQUEUE, code="85"
+    )
     assert ended.code == 85
 
 

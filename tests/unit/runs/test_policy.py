@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lora_jobs.runs import (
+    EXIT_HANG,
     EXIT_NO_CHECKPOINT,
+    EXIT_NO_PROGRESS,
     EXIT_SAVED,
+    NO_PROGRESS,
     SLURM_STATES,
     Attempt,
     Decision,
+    classify_end,
     decide_after,
     explain_state,
     is_ended,
@@ -44,6 +48,9 @@ def saved(*steps: tuple[int, int | None]) -> list[Attempt]:
 @pytest.mark.parametrize(
     ("code", "attempts", "resume", "decision"),
     [
+        (EXIT_HANG, saved((0, 5)), ResumeSpec(), "requeue"),
+        (EXIT_HANG, saved((0, 0), (0, 0)), ResumeSpec(), "stop"),
+        (EXIT_NO_PROGRESS, saved((0, 5)), ResumeSpec(), "stop"),
         (0, saved((0, 5)), ResumeSpec(), "done"),
         (EXIT_SAVED, saved((0, 5)), ResumeSpec(), "requeue"),
         (EXIT_SAVED, saved((0, 5)), ResumeSpec(auto=False), "stop"),
@@ -59,11 +66,18 @@ def saved(*steps: tuple[int, int | None]) -> list[Attempt]:
     ],
 )
 def test_decisions(code: int, attempts: Sequence[Attempt], resume: ResumeSpec, decision: Decision) -> None:
-    assert decide_after(code, attempts=attempts, resume=resume) == decision
+    cause = classify_end(exit_code=code).cause
+    assert decide_after(cause, attempts=attempts, resume=resume)[0] == decision
+
+
+def test_a_stop_that_could_have_gone_on_says_why() -> None:
+    cause = classify_end(exit_code=EXIT_SAVED).cause
+    assert decide_after(cause, attempts=saved((0, 0), (0, 0)), resume=ResumeSpec())[1] == NO_PROGRESS
+    assert "max_attempts" in str(decide_after(cause, attempts=saved((0, 9)), resume=ResumeSpec(max_attempts=1))[1])
 
 
 def test_exit_codes_mean_nothing_else() -> None:
-    assert (EXIT_SAVED, EXIT_NO_CHECKPOINT) == (85, 86)
+    assert (EXIT_SAVED, EXIT_NO_CHECKPOINT, EXIT_HANG, EXIT_NO_PROGRESS) == (85, 86, 87, 88)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from lora_jobs.errors import SpecError
 from lora_jobs.sizing import MODELS, count_parameters, find_shape
+from lora_jobs.sizing.models import UnknownModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,23 @@ PUBLISHED = {
     "qwen2.5-7b": 7_615_616_512,
     "mistral-7b-v0.3": 7_248_023_552,
     "smollm2-135m": 134_515_008,
+    "gemma-3-12b": 12_187_325_040,
+    "gemma-3-27b": 27_432_406_640,
+    "llama-3.3-70b": 70_553_706_496,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "phi-3-mini": 3_821_079_552,
+    "phi-4-mini": 3_836_021_760,
+    "mistral-nemo": 12_247_782_400,
+    "mistral-small-22b": 22_247_282_688,
+    "mistral-small-24b": 23_572_403_200,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "smollm3-3b": 3_075_098_624,
 }
 
 # The keys that google/gemma-3-4b-it's own config.json leaves out are left out here too.
@@ -134,7 +152,14 @@ def test_a_window_that_is_null_is_no_window(tmp_path: Path) -> None:
         ({**LLAMA, "num_hidden_layers": True}, "num_hidden_layers is True"),
         ({**LLAMA, "num_hidden_layers": 2.5}, "num_hidden_layers is 2.5"),
         ({**LLAMA, "intermediate_size": "16"}, "intermediate_size is '16'"),
-        ({**LLAMA, "num_attention_heads": 16}, "head_dim is 0"),
+        ({**LLAMA, "num_attention_heads": 16}, "hidden_size (8) is not a multiple of num_attention_heads (16)"),
+        ({**LLAMA, "num_attention_heads": 3}, "hidden_size (8) is not a multiple of num_attention_heads (3)"),
+        ({**LLAMA, "num_hidden_layers": 10**18}, "wanted a whole number from 1 to 1,000"),
+        ({**LLAMA, "num_hidden_layers": -3}, "num_hidden_layers is -3"),
+        ({**LLAMA, "hidden_size": "8"}, "hidden_size is '8'"),
+        ({**LLAMA, "head_dim": 3}, "head_dim is 3: rotary embeddings need an even one"),
+        ({**LLAMA, "partial_rotary_factor": "half"}, "partial_rotary_factor is 'half'"),
+        (LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, "use_sliding_window is"),
         ({**LLAMA, "num_key_value_heads": 3}, "num_attention_heads (4) is not a multiple of num_key_value_heads (3)"),
         ({**LLAMA, "tie_word_embeddings": 1}, "tie_word_embeddings is 1, wanted true or false"),
     ],
@@ -145,6 +170,21 @@ def test_a_bad_config_is_one_clear_error(tmp_path: Path, config: Any, words: str
     assert words in caught.value.message
     assert caught.value.message.startswith(str(tmp_path / "config.json"))
     assert caught.value.problems[0].path == "model.name_or_path"
+
+
+@pytest.mark.parametrize("config", [{"model_type": "gpt_neox"}, {"model_type": "opt"}])
+def test_another_family_is_pointed_to_the_trace(tmp_path: Path, config: Any) -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        find_shape(write_config(tmp_path, config))
+    assert "check --exact" in (caught.value.hint or "")
+
+
+def test_partial_rotation_is_read_from_either_place(tmp_path: Path) -> None:
+    phi = LLAMA | {"model_type": "phi3", "num_attention_heads": 2, "num_key_value_heads": 1}
+    beside = find_shape(write_config(tmp_path, phi | {"partial_rotary_factor": 0.5}))
+    within = find_shape(write_config(tmp_path, phi | {"rope_parameters": {"partial_rotary_factor": 0.5}}))
+    assert beside == within
+    assert beside.rotary_dim == 2
 
 
 def test_a_directory_without_a_config_says_so(tmp_path: Path) -> None:

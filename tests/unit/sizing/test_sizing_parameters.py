@@ -39,6 +39,41 @@ def test_list_string_and_all_linear_match_as_peft_does() -> None:
     assert len(match_targets(shape, ".*_proj|lm_head")) == 7 * 16 + 1
 
 
+def test_the_default_adapts_every_projection_of_a_family_that_fuses_them() -> None:
+    lora = LoraSpec(r=8)
+    names = [module.leaf for module in match_targets(find_shape("phi-4-mini"), lora.target_modules)]
+    assert names[:4] == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    assert len(names) == 4 * 32
+    assert len(match_targets(find_shape(LLAMA), lora.target_modules)) == 7 * 16
+    with pytest.raises(SpecError) as caught:
+        match_targets(find_shape("phi-3-mini"), ("q_proj", "o_proj"))
+    assert caught.value.message == "no layer of phi-3-mini is named q_proj; did you mean qkv_proj?"
+    assert caught.value.hint == "its layers are qkv_proj, o_proj, gate_up_proj, down_proj, lm_head"
+
+
+def test_patterns_of_ranks_are_those_of_peft() -> None:
+    sides = {"q_proj": 2048 + 2048, "v_proj": 2048 + 512}
+    lora = {"target_modules": ("q_proj", "v_proj"), "r": 8}
+    plain = 8 * 16 * sum(sides.values())
+    assert count(LLAMA, **lora) == plain
+    assert count(LLAMA, **lora, rank_pattern={"q_proj": 32}) == plain + 24 * 16 * sides["q_proj"]
+    # The first key that matches counts; a key is an expression over the end of a name.
+    patterns = {r"layers\.(0|1)\.self_attn\.q_proj": 16, "q_proj": 4}
+    assert count(LLAMA, **lora, rank_pattern=patterns) == plain + (2 * 8 - 14 * 4) * sides["q_proj"]
+
+
+def test_trained_tokens_are_rows_of_the_embedding() -> None:
+    plain = count(LLAMA, r=8)
+    assert count(LLAMA, r=8, trainable_token_indices=(5, 7, 5)) == plain + 2 * 2048
+
+
+def test_an_expression_that_backtracks_without_end_is_refused_in_time() -> None:
+    with pytest.raises(SpecError, match="takes more than 1 s"):
+        match_targets(find_shape(LLAMA), "(.*)*(.*)*(.*)*X")
+    with pytest.raises(SpecError, match="takes more than 1 s"):
+        count(LLAMA, r=8, rank_pattern={"(([a-z_.0-9])+.)+[A-Z]([a-z])+": 4})
+
+
 def test_modules_to_save_get_no_adapter() -> None:
     with_mlp = count(LLAMA, r=8, modules_to_save=("mlp",))
     attention_only = count(LLAMA, r=8, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
@@ -67,6 +102,17 @@ def test_dora_and_biases() -> None:
         ({"target_modules": ("mlp",)}, "lora.target_modules", "also matches model.layers.0.mlp, which is not"),
         ({"target_modules": ("lm_head",), "modules_to_save": ("lm_head",)}, "lora.target_modules", "get no adapter"),
         ({"modules_to_save": ("embeddings",)}, "lora.modules_to_save", "no module of llama-3.2-1b is named"),
+        ({"target_modules": ("q_proj", "v_prj")}, "lora.target_modules", "is named v_prj; did you mean v_proj?"),
+        ({"rank_pattern": {"q_prj": 4}}, "lora.rank_pattern.q_prj", "'q_prj' matches no adapted layer"),
+        ({"alpha_pattern": {"lm_head": 4}}, "lora.alpha_pattern.lm_head", "'lm_head' matches no adapted layer"),
+        ({"rank_pattern": {"(": 4}}, "lora.rank_pattern.(", "'(' is not a regular expression"),
+        ({"rank_pattern": {"k_proj": 600}}, "lora.rank_pattern", "r is 600, larger than the smallest side of"),
+        ({"trainable_token_indices": (128256,)}, "lora.trainable_token_indices", "token 128256 is beyond"),
+        (
+            {"trainable_token_indices": (1,), "modules_to_save": ("embed_tokens",)},
+            "lora.trainable_token_indices",
+            "embed_tokens is in modules_to_save already",
+        ),
         (
             {"r": 513},
             "lora.r",

@@ -12,7 +12,18 @@ import pytest
 
 from lora_jobs.checkpoints import commit_checkpoint
 from lora_jobs.errors import RunError
-from lora_jobs.runs import EXIT_NO_CHECKPOINT, EXIT_SAVED, Attempt, Run, append_metrics, create_run, load_attempts
+from lora_jobs.runs import (
+    EXIT_NO_CHECKPOINT,
+    EXIT_NO_PROGRESS,
+    EXIT_SAVED,
+    Attempt,
+    Run,
+    Submission,
+    append_metrics,
+    append_submission,
+    create_run,
+    load_attempts,
+)
 from lora_jobs.training.attempt import NoGoodCheckpointError, begin, choose_start, end, main, wait_for_attempt
 from lora_jobs.training.launch import Launch
 
@@ -118,7 +129,7 @@ def test_a_local_job_that_got_an_old_process_id_again_is_a_new_attempt(run: Run)
         (EXIT_SAVED, None, "SAVED", EXIT_SAVED, "saved on a signal", "requeue"),
         (137, {"event": "saved", "signal": "SIGTERM"}, "SAVED", EXIT_SAVED, "saved after SIGTERM", "requeue"),
         (1, {"event": "failed", "reason": "no GPU"}, "FAILED", 1, "no GPU", "stop"),
-        (1, {"event": "lost_rank", "reason": "another rank is gone"}, "FAILED", 1, "another rank is gone", "stop"),
+        (1, {"event": "lost_rank", "reason": "another rank is gone"}, "FAILED", 1, "another rank is gone", "requeue"),
         (137, None, "FAILED", 137, "ended by signal 9", "stop"),
         (3, None, "FAILED", 3, "exit code 3", "stop"),
     ],
@@ -172,3 +183,40 @@ def test_a_stop_within_a_step_says_what_is_repeated(run: Run) -> None:
     append_metrics(run, note)
     assert end(run, attempt, EXIT_SAVED) == "requeue"
     assert load_attempts(run)[0].reason == "saved after SIGUSR2 (step 1 was unfinished and will be repeated)"
+
+
+def test_two_starts_that_commit_nothing_are_the_last_until_somebody_resumes(run: Run) -> None:
+    """Killed twice without a word: Slurm itself would start the job for ever."""
+    for restart in range(2):
+        begin(run, Launch("slurm", "4711", restart, 0, 0, 2, "lrdn0001"))
+    with pytest.raises(RunError, match="two attempts in a row committed no new step: the newest is still step 0"):
+        begin(run, Launch("slurm", "4711", 2, 0, 0, 2, "lrdn0001"))
+    last = load_attempts(run)[-1]
+    assert (last.number, last.state, last.exit_code, last.cause) == (3, "FAILED", EXIT_NO_PROGRESS, "no_progress")
+    append_submission(run, Submission("4712", "slurm", 0.0, "here", after_attempt=3))
+    assert begin(run, Launch("slurm", "4712", 0, 0, 0, 2, "lrdn0001"))[0].number == 4
+
+
+def test_a_start_that_committed_something_is_no_reason_to_stop(run: Run) -> None:
+    begin(run, SLURM)
+    add_checkpoint(run, 4)
+    for restart in (1, 2):
+        begin(run, Launch("slurm", "4711", restart, 0, 0, 2, "lrdn0001"))
+    assert len(load_attempts(run)) == 3
+
+
+def test_a_broken_gpu_names_its_node(run: Run) -> None:
+    attempt, _ = begin(run, SLURM)
+    reason = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+    note = {"kind": "note", "attempt": 1, "event": "failed", "reason": reason, "host": "lrdn0002"}
+    append_metrics(run, note)
+    assert end(run, attempt, 1) == "requeue lrdn0002"
+    (ended,) = load_attempts(run)
+    assert (ended.cause, ended.bad_node) == ("gpu_broken", "lrdn0002")
+
+
+def test_where_slurm_does_not_requeue_the_record_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_JOBS_CAN_REQUEUE", "no")
+    attempt, _ = begin(run, SLURM)
+    assert end(run, attempt, EXIT_SAVED) == "stop"
+    assert load_attempts(run)[0].reason == "saved on a signal; not requeued: Slurm does not requeue this job"
