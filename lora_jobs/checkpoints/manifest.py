@@ -1,42 +1,54 @@
-"""MANIFEST.json: what a checkpoint holds, file by file. It is written last: no manifest, no checkpoint."""
+"""MANIFEST.json: what a checkpoint holds, file by file, and how it is read back."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
-import time
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from lora_jobs.checkpoints.structure import check_completeness, check_structure
 from lora_jobs.errors import CheckpointError
-from lora_jobs.runs.durable import sync_directory, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
+PINNED = "PINNED"
+"""A file of this name in a checkpoint keeps it: rotation leaves the folder alone. It is no part of what is verified."""
 KIND = "lora-jobs checkpoint"
-SCHEMA = 1
+SCHEMA = 2
+KNOWN_SCHEMAS = (1, 2)
 HASH = "xxh3_128"
 MAX_MANIFEST_BYTES = 16 * 1024**2
 MAX_FILES = 100_000
-READERS = 4
 _BLOCK_BYTES = 8 * 1024**2
 _HASH_DIGITS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file of a checkpoint: its size in bytes and its xxh3_128 in hexadecimal."""
+    """One file of a checkpoint: its size in bytes, its xxh3_128 in hexadecimal, and the rank that wrote it."""
 
     bytes: int
     hash: str
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDigest:
+    """The adapter's tensors in short: their number, a hash of keys, shapes and dtypes, and one of all that and values.
+
+    The second one can be taken of a model in memory too, so that what was loaded is compared with what was saved.
+    """
+
+    tensors: int
+    structure: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,9 @@ class Manifest:
     files: Mapping[str, FileEntry]
     epoch: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    shards: tuple[str, ...] = ()
+    """The files of which every rank wrote its own, as they must be there for this world size."""
+    adapter: AdapterDigest | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -64,7 +79,9 @@ class Manifest:
             "world_size": self.world_size,
             "created_at": self.created_at,
             "hash": HASH,
-            "files": {name: {"bytes": entry.bytes, "hash": entry.hash} for name, entry in self.files.items()},
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+            "shards": list(self.shards),
+            "adapter": None if self.adapter is None else asdict(self.adapter),
             "metadata": dict(self.metadata),
         }
 
@@ -73,29 +90,6 @@ def render_manifest(manifest: Manifest) -> str:
     """The text of MANIFEST.json; its digest is over everything else in it, so that an edit shows."""
     values = manifest.to_json()
     return json.dumps({**values, "digest": _digest(values)}, indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def commit_checkpoint(
-    directory: Path, *, step: int, world_size: int, metadata: Mapping[str, Any] | None = None
-) -> Manifest:
-    """Make what lies in `directory` a checkpoint: check it, flush it to the disk, and write its manifest last.
-
-    CheckpointError when a file is incomplete (a rank's part missing, a file cut short by a full disk): then there is
-    no manifest and the checkpoint does not count.
-    """
-    names = list_files(directory)
-    try:
-        check_completeness(directory, names, step=step, world_size=world_size)
-        for name in names:
-            check_structure(directory / name, name)
-        files = _flush_files(directory, names)
-        epoch = _read_epoch(directory)
-    except OSError as error:
-        where = error.filename or directory
-        raise CheckpointError(f"{where} can't be committed: {error.strerror}", path=directory) from error
-    manifest = Manifest(step, world_size, time.time(), files, epoch, _as_json(metadata or {}))
-    write_atomic(directory / MANIFEST, render_manifest(manifest))
-    return manifest
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -139,7 +133,7 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
     with os.scandir(directory) as entries:
         for entry in entries:
             name = prefix + entry.name
-            if entry.name.startswith(".") or name == MANIFEST:
+            if entry.name.startswith(".") or name in {MANIFEST, PINNED}:
                 continue
             if entry.is_symlink():
                 raise CheckpointError(f"{name} is a symbolic link", path=directory)
@@ -149,36 +143,6 @@ def _walk(directory: Path, prefix: str) -> Iterator[str]:
                 yield name
             else:
                 raise CheckpointError(f"{name} is not a plain file", path=directory)
-
-
-def _flush_files(directory: Path, names: Sequence[str]) -> dict[str, FileEntry]:
-    """Every file and every folder on the disk, and what it holds."""
-    from concurrent.futures import ThreadPoolExecutor  # and logging with it: only where it is worth it
-
-    with ThreadPoolExecutor(max_workers=READERS) as readers:
-        entries = list(readers.map(lambda name: _flush_and_hash(directory / name), names))
-    for folder in sorted({(directory / name).parent for name in names} | {directory}):
-        sync_directory(folder)
-    return dict(zip(names, entries, strict=True))
-
-
-def _flush_and_hash(path: Path) -> FileEntry:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return FileEntry(path.stat().st_size, hash_file(path))
-
-
-def _read_epoch(directory: Path) -> float | None:
-    try:
-        epoch = json.loads((directory / "trainer_state.json").read_bytes()).get("epoch")
-    except FileNotFoundError:
-        return None
-    return float(epoch) if isinstance(epoch, int | float) and math.isfinite(epoch) else None
-
-
-def _as_json(value: Any) -> Any:
-    """The value as it comes back from JSON; a number that JSON has not (a loss that became NaN) is null."""
-    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def _read_small(path: Path) -> bytes:
@@ -208,20 +172,38 @@ def _parse_manifest(values: Any) -> Manifest:
     """A manifest out of JSON values. ValueError, in words, for anything that commit_checkpoint does not write."""
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise ValueError(f"kind is not {KIND!r}")
-    if values.get("schema") != SCHEMA:
-        raise ValueError(f"schema {values.get('schema')!r} is not known here (wanted {SCHEMA})")
+    schema = values.get("schema")
+    if type(schema) is not int or schema not in KNOWN_SCHEMAS:
+        raise ValueError(f"schema {schema!r} is not known here (wanted {SCHEMA})")
     if values.get("hash") != HASH:
         raise ValueError(f"hash {values.get('hash')!r} is not known here (wanted {HASH})")
     epoch = values.get("epoch")
-    files = _require(values, "files", dict)
+    files = {_parse_name(name): _parse_entry(name, entry) for name, entry in _require(values, "files", dict).items()}
     return Manifest(
         step=_require(values, "step", int),
         world_size=_require(values, "world_size", int),
         created_at=_require(values, "created_at", float),
-        files={_parse_name(name): _parse_entry(name, entry) for name, entry in files.items()},
+        files=files,
         epoch=None if epoch is None else _require(values, "epoch", float),
         metadata=_require(values, "metadata", dict),
+        shards=_parse_shards(values, files) if schema >= 2 else (),
+        adapter=_parse_adapter(values) if schema >= 2 else None,
     )
+
+
+def _parse_shards(values: Mapping[str, Any], files: Mapping[str, FileEntry]) -> tuple[str, ...]:
+    shards = _require(values, "shards", list)
+    if not all(isinstance(name, str) and name in files for name in shards):
+        raise ValueError(f"shards names what is not among the files: {shards}")
+    return tuple(shards)
+
+
+def _parse_adapter(values: Mapping[str, Any]) -> AdapterDigest | None:
+    if values.get("adapter") is None:
+        return None
+    adapter = _require(values, "adapter", dict)
+    hashes = [_parse_hash(f"adapter {key}", adapter.get(key)) for key in ("structure", "content")]
+    return AdapterDigest(_require(adapter, "tensors", int), *hashes)
 
 
 def _require(values: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -233,7 +215,13 @@ def _require(values: Mapping[str, Any], key: str, kind: type) -> Any:
 
 def _parse_name(name: str) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or path.as_posix() != name or name in {".", MANIFEST} or "\0" in name:
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or path.as_posix() != name
+        or name in {".", MANIFEST, PINNED}
+        or "\0" in name
+    ):
         raise ValueError(f"{name!r} is not a path inside the checkpoint")
     return name
 
@@ -241,10 +229,14 @@ def _parse_name(name: str) -> str:
 def _parse_entry(name: str, entry: Any) -> FileEntry:
     if not isinstance(entry, dict):
         raise ValueError(f"{name} has no size and hash")
-    digits = entry.get("hash")
+    digits = _parse_hash(name, entry.get("hash"))
+    return FileEntry(_require(entry, "bytes", int), digits, _require({"rank": 0, **entry}, "rank", int))
+
+
+def _parse_hash(name: str, digits: Any) -> str:
     if not isinstance(digits, str) or len(digits) != _HASH_DIGITS or set(digits) - set("0123456789abcdef"):
         raise ValueError(f"the hash of {name} is {digits!r}")
-    return FileEntry(_require(entry, "bytes", int), digits)
+    return digits
 
 
 def _refuse_constant(text: str) -> float:

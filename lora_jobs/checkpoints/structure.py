@@ -1,4 +1,4 @@
-"""Is a checkpoint complete, and is each file what its name says? Without torch: JSON, safetensors headers, zip."""
+"""Is a checkpoint complete, and is each file what its name says? Without torch, and without unpickling anything."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import zlib
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from lora_jobs.checkpoints.pickles import check_archive
 from lora_jobs.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ _BITS = {
 }  # fmt: skip
 _RNG = re.compile(r"rng_state_(\d+)\.pth")
 _SHARD = re.compile(r"(?P<tag>[^/]+)/(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_\d+_optim_states\.pt")
-_TORCH_BIN = re.compile(r"(?:.*/)?(?:training_args|adapter_model|pytorch_model[\w.-]*)\.bin")
+_TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".ckpt"})
+# Trainer leaves a pickle of its arguments in every folder, and nothing ever loads it.
+_NEVER_LOADED = frozenset({"training_args.bin"})
 STATE = "trainer_state.json"
 
 
@@ -41,11 +44,16 @@ def check_completeness(directory: Path, names: Collection[str], *, step: int, wo
     check_name(directory, names, step=step)
     if STATE not in names:
         raise CheckpointError(f"{STATE} is missing", path=directory)
-    found = _read_json(directory / STATE, STATE)
-    seen = found.get("global_step") if isinstance(found, dict) else None
+    seen = load_trainer_state(directory).get("global_step")
     if seen != step:
         raise CheckpointError(f"{STATE} is of step {seen}, the checkpoint of step {step}", path=directory)
     _check_ranks(directory, names, world_size)
+
+
+def load_trainer_state(directory: Path) -> dict[str, Any]:
+    """trainer_state.json; empty where it holds no object. CheckpointError when it is not JSON."""
+    found = _read_json(directory / STATE, STATE)
+    return found if isinstance(found, dict) else {}
 
 
 def check_name(directory: Path, names: Collection[str], *, step: int) -> None:
@@ -57,6 +65,13 @@ def check_name(directory: Path, names: Collection[str], *, step: int) -> None:
 def is_resumable(directory: Path, names: Collection[str]) -> bool:
     """Is this meant to be trained on from, rather than a finished adapter?"""
     return directory.name.startswith("checkpoint-") or STATE in names
+
+
+def find_world_size(names: Collection[str]) -> int:
+    """How many ranks wrote this, by the numbers in the names of their files; at least 1."""
+    states = [int(match[1]) for name in names if (match := _RNG.fullmatch(name))]
+    shards = [int(match["rank"]) for name in names if (match := _SHARD.fullmatch(name))]
+    return max([0, *states, *shards]) + 1
 
 
 def _check_ranks(directory: Path, names: Collection[str], world_size: int) -> None:
@@ -81,14 +96,17 @@ def _check_ranks(directory: Path, names: Collection[str], world_size: int) -> No
 
 
 def check_structure(path: Path, name: str, *, crc: bool = False) -> None:
-    """CheckpointError when a file can't be what its name says; `crc` also reads every byte of a zip archive."""
+    """CheckpointError when a file can't be what its name says; `crc` also reads every byte of a zip archive.
+
+    A torch file is good only when its pickle names nothing but what a checkpoint needs.
+    """
     suffix = PurePosixPath(name).suffix
     try:
         if suffix == ".json":
             _read_json(path, name)
         elif suffix == ".safetensors":
             _check_safetensors(path, name)
-        elif suffix in {".pt", ".pth"} or _TORCH_BIN.fullmatch(name):
+        elif suffix in _TORCH_SUFFIXES:
             _check_zip(path, name, crc=crc)
     except OSError as error:
         raise CheckpointError(f"{name} can't be read: {error.strerror}", path=path) from error
@@ -137,9 +155,20 @@ def _end_of_tensors(tensors: Sequence[dict[str, Any]]) -> int:
 def _check_zip(path: Path, name: str, *, crc: bool) -> None:
     """torch.save writes a zip archive; its directory stands at the end, so a file cut short has none."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             damaged = archive.testzip() if crc else None
+            file.seek(0)
+            start = file.read(4)
+            if damaged is None and PurePosixPath(name).name not in _NEVER_LOADED:
+                _check_pickle(archive, start, path, name)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{name} is not a whole torch file: {error}", path=path) from error
     if damaged is not None:
         raise CheckpointError(f"{name} is damaged inside: {damaged} fails its checksum", path=path)
+
+
+def _check_pickle(archive: zipfile.ZipFile, start: bytes, path: Path, name: str) -> None:
+    try:
+        check_archive(archive, start)
+    except (ValueError, IndexError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{name} is not safe to load: {error}", path=path) from error

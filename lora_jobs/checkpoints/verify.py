@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints.manifest import READERS, Manifest, hash_file, list_files, load_manifest
-from lora_jobs.checkpoints.structure import check_completeness, check_name, check_structure
-from lora_jobs.errors import CheckpointError
+from lora_jobs.checkpoints.commit import READERS
+from lora_jobs.checkpoints.manifest import Manifest, hash_file, list_files, load_manifest
+from lora_jobs.checkpoints.structure import check_completeness, check_name, check_structure, find_world_size
+from lora_jobs.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _NAME = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
@@ -47,29 +51,80 @@ def find_step(directory: Path) -> int | None:
 def verify_checkpoint(directory: Path, *, level: int = 2) -> CheckpointVerdict:
     """Never raises for a bad checkpoint. Each level includes the ones below.
 
-    0: manifest, files, sizes, step. 1: every file is whole by its own format (JSON, safetensors header, CRC of zip).
-    2: every byte is the one that was committed; this covers the CRCs, which are then not read a second time.
+    0: manifest, files, sizes, step. 1: every file is whole by its own format (JSON, safetensors header, CRC of zip)
+    and a pickle names nothing but what a checkpoint needs. 2: every byte is the one that was committed; this covers
+    the CRCs, which are then not read a second time. 3: the parts tell one story; RunError where torch is missing.
     """
-    step = find_step(directory)
-    manifest = None
+    return _judge(directory, level, _verify_committed)
+
+
+def verify_foreign(directory: Path, *, level: int = 3) -> CheckpointVerdict:
+    """A checkpoint of another tool, without a manifest: its structure (level 1) and meaning (level 3) only.
+
+    Whether its bytes are the ones that were saved, nobody can tell. Never raises for a bad checkpoint.
+    """
+    return _judge(directory, level, _verify_unverified)
+
+
+def require_torch() -> None:
+    """RunError where level 3 can't be checked."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("safetensors") is None:
+        raise RunError(
+            "level 3 compares tensors, and torch is not installed here",
+            hint="use --level 2, or the job's environment: pip install 'lora-jobs[train]'",
+        )
+
+
+def _judge(directory: Path, level: int, check: Callable[[Path, int], tuple[Manifest | None, str]]) -> CheckpointVerdict:
+    if level >= 3:
+        require_torch()
+    step, manifest = find_step(directory), None
     try:
         _check_folder(directory)
-        manifest = load_manifest(directory)
-        step = manifest.step if step is None else step
-        check_name(directory, manifest.files, step=manifest.step)
-        _check_files(directory, manifest)
-        if level >= 1:
-            for name in manifest.files:
-                check_structure(directory / name, name, crc=level == 1)
-        if level >= 2:
-            _check_hashes(directory, manifest)
+        with contextlib.suppress(CheckpointError):
+            manifest = load_manifest(directory)
+        found, reason = check(directory, level)
     except CheckpointError as error:
+        step = manifest.step if step is None and manifest is not None else step
         return CheckpointVerdict(directory, step, good=False, reason=error.message, manifest=manifest)
     except OSError as error:
         reason = f"{error.filename or directory} can't be read: {error.strerror}"
         return CheckpointVerdict(directory, step, good=False, reason=reason, manifest=manifest)
-    reason = _describe_checks(manifest, level)
-    return CheckpointVerdict(directory, step, True, reason, manifest.created_at, manifest)
+    if found is None:
+        return CheckpointVerdict(directory, step, True, reason)
+    return CheckpointVerdict(directory, step if step is not None else found.step, True, reason, found.created_at, found)
+
+
+def _verify_committed(directory: Path, level: int) -> tuple[Manifest, str]:
+    manifest = load_manifest(directory)
+    check_name(directory, manifest.files, step=manifest.step)
+    _check_files(directory, manifest)
+    if level >= 1:
+        for name in manifest.files:
+            check_structure(directory / name, name, crc=level == 1)
+    if level >= 2:
+        _check_hashes(directory, manifest)
+    if level >= 3:
+        from lora_jobs.checkpoints.meaning import check_meaning
+
+        check_meaning(directory, manifest.files, step=manifest.step, world_size=manifest.world_size)
+    return manifest, _describe_checks(len(manifest.files), level)
+
+
+def _verify_unverified(directory: Path, level: int) -> tuple[None, str]:
+    names = list_files(directory)
+    step, world_size = find_step(directory), find_world_size(names)
+    if step is None:
+        raise CheckpointError(f"{directory.name} is not named checkpoint-N", path=directory)
+    check_completeness(directory, names, step=step, world_size=world_size)
+    for name in names:
+        check_structure(directory / name, name, crc=True)
+    if level >= 3:
+        from lora_jobs.checkpoints.meaning import check_meaning
+
+        check_meaning(directory, names, step=step, world_size=world_size)
+    what = "structure and meaning" if level >= 3 else "structure"
+    return None, f"{_count(len(names))} without a manifest: {what} hold, nobody knows the bytes"
 
 
 def _check_folder(directory: Path) -> None:
@@ -107,12 +162,13 @@ def _check_hashes(directory: Path, manifest: Manifest) -> None:
                 raise CheckpointError(f"{name} is not what was committed: its hash differs", path=directory)
 
 
-def _describe_checks(manifest: Manifest, level: int) -> str:
-    count = len(manifest.files)
-    files = "1 file" if count == 1 else f"{count} files"
-    return {0: f"{files}: sizes and step hold", 1: f"{files}: sizes, step and structure hold"}.get(
-        level, f"{files}: sizes, step, structure and hashes hold"
-    )
+def _describe_checks(count: int, level: int) -> str:
+    checked = ("sizes and step", "sizes, step and structure", "sizes, step, structure and hashes")
+    return f"{_count(count)}: {[*checked, 'sizes, step, structure, hashes and meaning'][min(level, 3)]} hold"
+
+
+def _count(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
 
 
 def _more(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from lora_jobs.runs.attempts import (
 )
 from lora_jobs.runs.causes import (
     CAUSES,
+    EXIT_DISK_FULL,
     EXIT_HANG,
     EXIT_NO_CHECKPOINT,
     EXIT_NO_PROGRESS,
@@ -50,6 +51,7 @@ from lora_jobs.runs.submissions import (
 __all__ = [
     "CAUSES",
     "COMPLETED",
+    "EXIT_DISK_FULL",
     "EXIT_HANG",
     "EXIT_NO_CHECKPOINT",
     "EXIT_NO_PROGRESS",

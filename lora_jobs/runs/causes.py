@@ -23,6 +23,9 @@ EXIT_HANG = 87
 EXIT_NO_PROGRESS = 88
 """Two attempts in a row committed nothing: a third would end the same way."""
 
+EXIT_DISK_FULL = 89
+"""There is no room for a checkpoint: two saves in a row could not be made."""
+
 LOG_TAIL_BYTES = 64 * 1024
 
 Policy = Literal["done", "resume", "ask", "refuse"]
@@ -102,6 +105,7 @@ CAUSES: tuple[Cause, ...] = (
         "ask",
         "free some space, then lora-jobs resume",
         log=r"No space left on device|Disk quota exceeded|no space left for|Errno 28\b|Errno 122\b",
+        codes=(EXIT_DISK_FULL,),
     ),
     Cause(
         "gpu_broken",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ import torch.distributed as dist
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Rank 0 hashes a whole checkpoint while the others wait.
+_T = TypeVar("_T")
+
+# The slowest rank's part of a save, while the others wait.
 TIMEOUT = timedelta(hours=1)
 
 
@@ -31,6 +33,14 @@ class Agreement:
         flag = torch.tensor([int(wish)])
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return bool(flag.item())
+
+    def gather(self, value: _T) -> list[_T]:
+        """Every rank's value, in every rank, in rank order."""
+        if self._group is None:
+            return [value]
+        values: list[_T | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(values, value, group=self._group)
+        return values  # type: ignore[return-value] # all are filled now
 
     def wait(self) -> None:
         """Return once every rank is here."""

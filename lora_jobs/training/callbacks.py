@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import TrainerCallback
 
-from lora_jobs.checkpoints import MANIFEST, commit_checkpoint, discard_partial, rotate_checkpoints
+from lora_jobs.checkpoints import clear_for_save, discard_unfinished, find_shortage, rotate_checkpoints
 from lora_jobs.errors import LoraJobsError, RunError
 from lora_jobs.training.entry import SavedStop
+from lora_jobs.training.saving import SaveErrors, SaveFailure, commit_together, explain_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Forward passes between two questions whether a signal came, where one optimizer step takes more of them than this.
 SUBSTEPS_BETWEEN = 16
+# Saves in a row that may fail or find no room before the run is stopped: work that can't be saved is work at risk.
+MOST_MISSED = 2
 
 
 class EvaluationLeft(Exception):  # noqa: N818 - a way out of Trainer.evaluate, not an error
@@ -36,7 +38,7 @@ class AlreadyTrained(Exception):  # noqa: N818 - a way out of Trainer.train, not
 
 
 class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """At each step's end the ranks agree whether a signal came; a save is committed by rank 0 once all have written.
+    """At each step's end the ranks agree whether a signal came; a save is committed by all of them, or by none.
 
     A signalled stop leaves by an exception after the commit: `should_training_stop` would be stored in the checkpoint
     and stop the resumed training at once.
@@ -47,18 +49,24 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         directory: Path,
         agreement: Agreement,
         stop: StopFlag,
+        errors: SaveErrors,
         metadata: Mapping[str, Any],
         recorder: Recorder | None,
+        *,
+        estimated_bytes: int = 0,
     ) -> None:
         self.directory = directory
         self.agreement = agreement
         self.stop = stop
+        self.errors = errors
         self.metadata = metadata
         self.recorder = recorder
+        self.estimated_bytes = estimated_bytes
         self.stopping = False
         self.unsaved = False
         self.committed_step = 0
         self.substeps = 0
+        self.missed = 0
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         self.committed_step = state.global_step
@@ -85,7 +93,7 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
             # on_log looks at the loss: what is not finite is never saved, also not after a signal in the evaluation
             control.should_log = True
         if control.should_save:
-            self._make_room(state)
+            control.should_save = self._make_room(state)
 
     def on_evaluate(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A signal that came during an evaluation: this step is saved, not the next."""
@@ -111,15 +119,41 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        self.agreement.wait()
+        failure = commit_together(
+            self.directory / f"checkpoint-{state.global_step}",
+            self.agreement,
+            self.errors,
+            step=state.global_step,
+            rank=args.process_index,
+            world_size=args.world_size,
+            metadata={**self.metadata, "metric": state.best_metric},
+        )
+        if failure is not None:
+            if self.recorder is not None:
+                discard_unfinished(self.directory / f"checkpoint-{state.global_step}")
+            self._miss(state, failure, "save_failed")
+            return
+        self.missed = 0
         if self.recorder is not None:
-            self._commit(args, state, self.recorder)
-        self.agreement.wait()
+            self._settle(state, self.recorder)
         self.unsaved = False
         self.committed_step = state.global_step
         # A signal that came during an evaluation or this very save: everything up to here is safe, so stop here.
         if self.agreement.any(self.stopping or self.stop.raised):
             self._leave(state)
+
+    def _miss(self, state: TrainerState, failure: SaveFailure, event: str) -> None:
+        """A save that was skipped or failed, in every rank alike. The run goes on once: the next one may succeed.
+
+        After the last step it always goes on: the finished adapter is smaller than a checkpoint.
+        """
+        self.missed += 1
+        if self.recorder is not None:
+            self.recorder.note(event, step=state.global_step, rank=failure.rank, reason=failure.reason)
+            self.recorder.say(f"checkpoint {state.global_step} was not committed: {failure}")
+        stopping = self.agreement.any(self.stopping or self.stop.raised)
+        if stopping or (self.missed >= MOST_MISSED and state.global_step < state.max_steps):
+            raise failure.as_error(f"checkpoint {state.global_step} could not be saved")
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -138,22 +172,38 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         raise EvaluationLeft
 
     def _save_and_stop(self, state: TrainerState, control: TrainerControl) -> None:
-        if not control.should_save:
-            self._make_room(state)
-        self.stopping = control.should_save = True
+        self.stopping = True
+        control.should_save = control.should_save or self._make_room(state)
 
-    def _make_room(self, state: TrainerState) -> None:
+    def _make_room(self, state: TrainerState) -> bool:
+        """Clear the place of a save and look whether it fits; all ranks get the same answer. False skips the save.
+
+        After a signal a save is tried in any case: it may fit after all, and there is no next one.
+        """
+        failure = None
         if self.recorder is not None:
-            clear_for_save(self.directory / f"checkpoint-{state.global_step}")
+            try:
+                clear_for_save(self.directory / f"checkpoint-{state.global_step}")
+                shortage = find_shortage(self.directory, estimated_bytes=self.estimated_bytes)
+                failure = None if shortage is None or self.stopping else SaveFailure(0, shortage, no_space=True)
+            except (OSError, LoraJobsError) as error:
+                failure = explain_failure(0, error)
+        failure = self.agreement.gather(failure)[0]
+        if failure is None:
+            return True
+        self._miss(state, failure, "save_skipped")
+        return False
 
-    def _commit(self, args: TrainingArguments, state: TrainerState, recorder: Recorder) -> None:
-        path = self.directory / f"checkpoint-{state.global_step}"
-        commit_checkpoint(path, step=state.global_step, world_size=args.world_size, metadata=self.metadata)
+    def _settle(self, state: TrainerState, recorder: Recorder) -> None:
+        """After a commit: say so, and remove what is not needed any more. Rank 0's."""
         recorder.say(f"checkpoint {state.global_step} committed")
         best = state.best_global_step
         try:
             protect = {self.directory / f"checkpoint-{best}"} if best else set()
-            rotate_checkpoints(self.directory, keep=2, protect=protect)
+            committed = self.directory / f"checkpoint-{state.global_step}"
+            for aside in rotate_checkpoints(self.directory, keep=2, protect=protect, committed=committed).set_aside:
+                recorder.note("set_aside", step=state.global_step, path=aside.name)
+                recorder.say(f"damaged, moved to {aside.name}; the reason is in {aside.name}.json")
         except (OSError, LoraJobsError) as error:
             recorder.note("rotation_failed", step=state.global_step, reason=str(error)[:300])
             recorder.say(f"older checkpoints stay for now: {error}")
@@ -166,24 +216,6 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
             lost = "" if unfinished_step is None else f"; step {unfinished_step} was unfinished and will be repeated"
             self.recorder.say(f"stopping after {reason}: all work up to step {state.global_step} is saved{lost}")
         raise SavedStop
-
-
-def clear_for_save(directory: Path) -> None:
-    """Clear what lies where this step's checkpoint would go: an unfinished save is deleted.
-
-    A committed one that did not verify is set aside under another name (a good one cannot be there, since training
-    starts after the newest good one).
-    """
-    if directory.is_symlink():
-        raise RunError(f"{directory} is a link: a checkpoint is never saved through one", hint="move the link away")
-    if not os.path.lexists(directory / MANIFEST):
-        if directory.exists():
-            discard_partial(directory)
-        return
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.set-aside-{number}")).exists():
-        number += 1
-    directory.rename(aside)
 
 
 class Opening(TrainerCallback):  # type: ignore[misc] # transformers has no types

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_jobs.checkpoints import commit_checkpoint, verify_checkpoint
+from lora_jobs.checkpoints import clear_for_save, verify_checkpoint
 from lora_jobs.runs import load_metrics
-from lora_jobs.training.callbacks import clear_for_save
 from lora_jobs.training.data import take_prompt
+from lora_jobs.training.saving import commit_together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ SAMPLE_TOKENS = 32
 
 
 def finish_run(
-    trainer: Trainer, run: Run, agreement: Agreement, recorder: Recorder | None, *, metadata: Mapping[str, Any]
+    trainer: OwnTrainer, run: Run, agreement: Agreement, recorder: Recorder | None, *, metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Evaluate, save and commit the adapter, record a sample. Every rank calls it and gets the same result."""
     evaluate_after(trainer, agreement, recorder)
@@ -72,20 +72,28 @@ def evaluate_after(trainer: Trainer, agreement: Agreement, recorder: Recorder | 
 
 
 def save_adapter(
-    trainer: Trainer, run: Run, agreement: Agreement, recorder: Recorder | None, metadata: Mapping[str, Any]
+    trainer: OwnTrainer, run: Run, agreement: Agreement, recorder: Recorder | None, metadata: Mapping[str, Any]
 ) -> None:
-    """adapter/ with the weights, their config and the tokenizer; its manifest last."""
+    """adapter/ with the weights, their config and the tokenizer; its manifest last.
+
+    Errors: every rank raises the same RunError when any of them could not write its part.
+    """
     if recorder is not None:
         clear_for_save(run.adapter)
     agreement.wait()
     trainer.save_model(str(run.adapter))
-    agreement.wait()
+    failure = commit_together(
+        run.adapter,
+        agreement,
+        trainer.save_errors,
+        step=trainer.state.global_step,
+        rank=trainer.args.process_index,
+        world_size=trainer.args.world_size,
+        metadata=metadata,
+    )
+    if failure is not None:
+        raise failure.as_error("the adapter could not be saved")
     if recorder is not None:
-        # A pickle of our TrainingArguments: nobody needs it, and loading it runs code.
-        (run.adapter / "training_args.bin").unlink(missing_ok=True)
-        commit_checkpoint(
-            run.adapter, step=trainer.state.global_step, world_size=trainer.args.world_size, metadata=metadata
-        )
         recorder.say(f"adapter saved in {run.adapter}")
 
 

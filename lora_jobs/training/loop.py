@@ -22,6 +22,7 @@ from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
 from lora_jobs.training.data import Examples, load_examples
 from lora_jobs.training.finish import finish_run, load_best_weights
 from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer, widen_adapters
+from lora_jobs.training.provenance import describe_inputs
 from lora_jobs.training.record import Recorder
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
 
@@ -53,9 +54,10 @@ def run_training(run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop
     held_out = load_examples(spec.data.eval, spec.data, tokenizer) if spec.data.eval else None
     model = load_model(spec, args)
     resume_from = run.checkpoints / attempt.resume_from if attempt.resume_from else None
-    facts = describe_process(launch, args)
+    facts = describe_process(launch, args, attempt=attempt.number)
     if recorder is not None:
         record_opening(recorder, run, model, train, held_out, facts)
+        facts |= describe_inputs(run, spec.model, args, model.config, tokenizer, train)
     trainer = build_trainer(spec, args, model, tokenizer, train, held_out)
     add_callbacks(trainer, spec, run, agreement, stop, recorder, metadata=facts, resume_from=resume_from)
     with contextlib.suppress(AlreadyTrained):
@@ -143,7 +145,15 @@ def add_callbacks(
     recorded = recorder is not None and any(row.get("phase") == "before" for row in load_metrics(run))
     wanted = trainer.eval_dataset is not None and not agreement.any(recorded)
     callbacks: list[TrainerCallback] = [
-        JointSave(run.checkpoints, agreement, stop, metadata, recorder),
+        JointSave(
+            run.checkpoints,
+            agreement,
+            stop,
+            trainer.save_errors,
+            metadata,
+            recorder,
+            estimated_bytes=int(load_estimate(run).get("checkpoint_bytes") or 0),
+        ),
         Opening(
             trainer.evaluate if wanted else None,
             complete=resume_from is not None and is_complete(resume_from),
@@ -166,12 +176,13 @@ def is_complete(checkpoint: Path) -> bool:
     return bool(control.get("should_training_stop")) or state["global_step"] >= state["max_steps"]
 
 
-def describe_process(launch: Launch, args: TrainingArguments) -> dict[str, Any]:
+def describe_process(launch: Launch, args: TrainingArguments, *, attempt: int) -> dict[str, Any]:
     """What a bit-exact repetition depends on: versions, device, processes and threads."""
     cuda = torch.cuda.is_available()
     return {
         "job_id": launch.job_id,
         "restart_count": launch.restart_count,
+        "attempt": attempt,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "world_size": args.world_size,
         "threads": torch.get_num_threads(),

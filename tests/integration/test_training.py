@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from tiny_runs import Job, RankServer, hash_adapter, read_logs, wait_for_step
 
 from lora_jobs.checkpoints import verify_checkpoint
-from lora_jobs.errors import RunError
 from lora_jobs.runs import EXIT_NO_CHECKPOINT, EXIT_SAVED, Run, load_attempts, load_metrics
 
 if TYPE_CHECKING:
@@ -207,30 +206,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert load_attempts(run)[1].resume_from == older.name
     assert f"{newest.name}: " in (run.logs / "attempt-2.out").read_text()
     assert hash_adapter(run) == hash_adapter(whole("two"))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_what_lies_where_a_checkpoint_goes_is_moved_if_it_was_committed_and_never_a_link(tmp_path: Path) -> None:
-    from lora_jobs.training.callbacks import clear_for_save
-
-    target, elsewhere = tmp_path / "checkpoint-4", tmp_path / "elsewhere"
-    for text in ("first", "second"):
-        target.mkdir()
-        (target / "MANIFEST.json").write_text(text)
-        clear_for_save(target)
-    target.mkdir()
-    (target / "half").touch()
-    clear_for_save(target)
-    assert [(path.name, (path / "MANIFEST.json").read_text()) for path in sorted(tmp_path.iterdir())] == [
-        ("checkpoint-4.set-aside-1", "first"),
-        ("checkpoint-4.set-aside-2", "second"),
-    ]
-    elsewhere.mkdir()
-    (elsewhere / "MANIFEST.json").touch()
-    target.symlink_to(elsewhere)
-    with pytest.raises(RunError, match="never saved through one"):
-        clear_for_save(target)
-    assert (elsewhere / "MANIFEST.json").exists()
 
 
 def test_without_a_good_checkpoint_nothing_is_trained(ranks: RankServer, make_run: Callable[..., Run]) -> None:

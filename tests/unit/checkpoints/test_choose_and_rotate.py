@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lora_jobs.checkpoints import (
+    PINNED,
     Choice,
+    Rotation,
     choose_checkpoint,
     discard_partial,
     list_checkpoints,
     rotate_checkpoints,
+    set_failures_aside,
     verify_checkpoint,
 )
 from lora_jobs.errors import CheckpointError
@@ -95,7 +99,7 @@ def test_rotation_keeps_the_newest_by_number_whatever_their_dates(tmp_path: Path
     for step in (9, 100, 20, 10):
         commit(step)
     os.utime(tmp_path / "checkpoint-9")
-    assert _names(rotate_checkpoints(tmp_path, keep=2)) == ["checkpoint-10", "checkpoint-9"]
+    assert _names(rotate_checkpoints(tmp_path, keep=2).removed) == ["checkpoint-10", "checkpoint-9"]
     assert _left(tmp_path) == ["checkpoint-100", "checkpoint-20"]
     assert all(verify_checkpoint(path).good for path in list_checkpoints(tmp_path))
 
@@ -104,8 +108,8 @@ def test_rotation_keeps_the_newest_by_number_whatever_their_dates(tmp_path: Path
 def test_rotation_never_keeps_fewer_than_two(tmp_path: Path, commit: Maker, keep: int) -> None:
     for step in (1, 2, 3):
         commit(step)
-    assert _names(rotate_checkpoints(tmp_path, keep=keep)) == ["checkpoint-1"]
-    assert rotate_checkpoints(tmp_path, keep=keep) == ()
+    assert _names(rotate_checkpoints(tmp_path, keep=keep).removed) == ["checkpoint-1"]
+    assert rotate_checkpoints(tmp_path, keep=keep) == Rotation((), ())
 
 
 def test_only_good_ones_count_as_kept(tmp_path: Path, commit: Maker, save: Maker) -> None:
@@ -115,7 +119,7 @@ def test_only_good_ones_count_as_kept(tmp_path: Path, commit: Maker, save: Maker
     _damage(commit(4))
     _damage(commit(5))
     save(6)
-    assert _names(rotate_checkpoints(tmp_path)) == ["checkpoint-1"]
+    assert _names(rotate_checkpoints(tmp_path).removed) == ["checkpoint-1"]
     assert _left(tmp_path) == ["checkpoint-6", "checkpoint-5", "checkpoint-4", "checkpoint-3", "checkpoint-2"]
 
 
@@ -123,34 +127,78 @@ def test_a_rotten_one_counts_at_level_0_and_not_at_level_2(tmp_path: Path, commi
     for step in (1, 2, 3):
         commit(step)
     _rot(tmp_path / "checkpoint-3")
-    assert rotate_checkpoints(tmp_path, level=2) == ()
-    assert _names(rotate_checkpoints(tmp_path, level=0)) == ["checkpoint-1"]
+    assert rotate_checkpoints(tmp_path, level=2) == Rotation((), ())
+    assert _names(rotate_checkpoints(tmp_path, level=0).removed) == ["checkpoint-1"]
+
+
+def test_only_the_one_committed_just_now_is_not_read_again(tmp_path: Path, commit: Maker) -> None:
+    for step in (1, 2, 3):
+        commit(step)
+    _rot(tmp_path / "checkpoint-3")
+    assert rotate_checkpoints(tmp_path) == Rotation((), ())
+    committed = tmp_path / "checkpoint-3"
+    assert _names(rotate_checkpoints(tmp_path, committed=committed).removed) == ["checkpoint-1"]
+
+
+def test_a_damaged_one_that_would_go_is_moved_aside_with_the_reason(tmp_path: Path, commit: Maker) -> None:
+    for step in (1, 2, 3, 4):
+        commit(step)
+    _damage(tmp_path / "checkpoint-1")
+    done = rotate_checkpoints(tmp_path)
+    assert (_names(done.removed), _names(done.set_aside)) == (["checkpoint-2"], ["checkpoint-1.set-aside-1"])
+    record = json.loads((tmp_path / "checkpoint-1.set-aside-1.json").read_text())
+    assert record["reason"].startswith("optimizer.pt is 10 bytes, ")
+    assert (tmp_path / "checkpoint-1.set-aside-1" / "optimizer.pt").exists()
+
+
+def test_a_pinned_one_stays_and_is_as_good_as_before(tmp_path: Path, commit: Maker) -> None:
+    for step in (1, 2, 3, 4):
+        commit(step)
+    (tmp_path / "checkpoint-1" / PINNED).touch()
+    assert _names(rotate_checkpoints(tmp_path).removed) == ["checkpoint-2"]
+    assert verify_checkpoint(tmp_path / "checkpoint-1").good
+
+
+def test_what_failed_is_moved_aside_when_an_older_one_is_chosen(tmp_path: Path, commit: Maker, save: Maker) -> None:
+    good, damaged, unfinished = commit(10), commit(20), save(30)
+    _damage(damaged)
+    choice = choose_checkpoint(tmp_path)
+    ((place, reason),) = set_failures_aside(choice)
+    assert (place.name, reason) == ("checkpoint-20.set-aside-1", choice.verdicts[1].reason)
+    assert list_checkpoints(tmp_path) == [unfinished, good]
+    assert set_failures_aside(choose_checkpoint(tmp_path)) == []
+
+
+def test_where_none_is_good_all_stays_to_be_seen(tmp_path: Path, commit: Maker) -> None:
+    _damage(commit(10))
+    assert set_failures_aside(choose_checkpoint(tmp_path)) == []
+    assert _left(tmp_path) == ["checkpoint-10"]
 
 
 def test_one_good_checkpoint_is_never_removed(tmp_path: Path, commit: Maker) -> None:
     commit(1)
     for step in (2, 3, 4):
         _damage(commit(step))
-    assert rotate_checkpoints(tmp_path, keep=1) == ()
+    assert rotate_checkpoints(tmp_path, keep=1) == Rotation((), ())
 
 
 def test_protected_ones_stay(tmp_path: Path, commit: Maker) -> None:
     for step in (1, 2, 3, 4):
         commit(step)
     best = tmp_path / "checkpoint-1"
-    assert _names(rotate_checkpoints(tmp_path, protect={best})) == ["checkpoint-2"]
+    assert _names(rotate_checkpoints(tmp_path, protect={best}).removed) == ["checkpoint-2"]
     assert verify_checkpoint(best).good
 
 
 def test_unfinished_saves_go_when_a_newer_one_is_committed(tmp_path: Path, commit: Maker, save: Maker) -> None:
     save(1), commit(2), save(3), commit(4), save(5)
-    assert _names(rotate_checkpoints(tmp_path)) == ["checkpoint-3", "checkpoint-1"]
+    assert _names(rotate_checkpoints(tmp_path).removed) == ["checkpoint-3", "checkpoint-1"]
     assert _left(tmp_path) == ["checkpoint-5", "checkpoint-4", "checkpoint-2"]
 
 
 def test_unfinished_saves_stay_while_nothing_is_committed(tmp_path: Path, save: Maker) -> None:
     save(1), save(2)
-    assert rotate_checkpoints(tmp_path) == ()
+    assert rotate_checkpoints(tmp_path) == Rotation((), ())
 
 
 def test_rotation_follows_no_link(tmp_path: Path, commit: Maker) -> None:
@@ -159,7 +207,7 @@ def test_rotation_follows_no_link(tmp_path: Path, commit: Maker) -> None:
         commit(step)
     (tmp_path / "checkpoint-1").symlink_to(elsewhere)
     (tmp_path / "checkpoint-0").write_text("a file")
-    assert rotate_checkpoints(tmp_path) == ()
+    assert rotate_checkpoints(tmp_path) == Rotation((), ())
     assert (elsewhere / "optimizer.pt").exists()
 
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import xxhash
 
-from lora_jobs.checkpoints import MANIFEST, FileEntry, Manifest, commit_checkpoint, load_manifest
+from lora_jobs.checkpoints import (
+    MANIFEST,
+    AdapterDigest,
+    FileEntry,
+    Manifest,
+    commit_checkpoint,
+    load_manifest,
+    verify_checkpoint,
+)
+from lora_jobs.checkpoints.commit import find_writer, flush_part, wait_until_visible, write_manifest
 from lora_jobs.checkpoints.manifest import MAX_MANIFEST_BYTES
 from lora_jobs.errors import CheckpointError, RunError
 
@@ -37,11 +47,15 @@ def test_a_manifest_says_everything_about_a_checkpoint(save: Maker) -> None:
     metadata = {"versions": {"torch": "2.13.0"}, "attempt": 3, "metric": float("nan"), "ranks": (0, 1)}
     manifest = commit_checkpoint(directory, step=16, world_size=2, metadata=metadata)
     files = {
-        str(path.relative_to(directory)): FileEntry(path.stat().st_size, xxhash.xxh3_128(path.read_bytes()).hexdigest())
+        str(path.relative_to(directory)): FileEntry(
+            path.stat().st_size, xxhash.xxh3_128(path.read_bytes()).hexdigest(), rank=int("rank_1_" in path.name)
+        )
         for path in directory.rglob("*")
         if path.is_file() and path.name != MANIFEST
     }
+    files["rng_state_1.pth"] = replace(files["rng_state_1.pth"], rank=1)
     assert len(files) == 11
+    adapter = b"a F32 [16]\n" + bytes(range(64)) + b"b F32 [32]\n" + b"\1" * 128
     assert manifest == Manifest(
         step=16,
         world_size=2,
@@ -49,6 +63,17 @@ def test_a_manifest_says_everything_about_a_checkpoint(save: Maker) -> None:
         files=files,
         epoch=2.0,
         metadata={"versions": {"torch": "2.13.0"}, "attempt": 3, "metric": None, "ranks": [0, 1]},
+        shards=(
+            "global_step16/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            "global_step16/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+            "rng_state_0.pth",
+            "rng_state_1.pth",
+        ),
+        adapter=AdapterDigest(
+            2,
+            xxhash.xxh3_128(b"a F32 [16]\nb F32 [32]\n").hexdigest(),
+            xxhash.xxh3_128(adapter).hexdigest(),
+        ),
     )
     assert before <= manifest.created_at <= time.time()
     assert manifest.total_bytes == sum(entry.bytes for entry in files.values())
@@ -130,6 +155,55 @@ def test_an_empty_or_wrongly_named_folder_is_not_committed(tmp_path: Path, save:
         commit_checkpoint(tmp_path / "checkpoint-4", step=4, world_size=1)
 
 
+def test_a_manifest_of_the_first_schema_still_loads(commit: Maker) -> None:
+    directory = commit(8)
+    present = load_manifest(directory)
+
+    def go_back(values: dict[str, Any]) -> None:
+        values["schema"] = 1
+        del values["shards"], values["adapter"]
+        for entry in values["files"].values():
+            del entry["rank"]
+
+    _rewrite(directory, go_back)
+    assert load_manifest(directory) == replace(present, shards=(), adapter=None)
+    assert verify_checkpoint(directory).good
+
+
+@pytest.mark.parametrize(
+    ("name", "world_size", "rank"),
+    [
+        ("rng_state.pth", 1, 0),
+        ("rng_state_1.pth", 2, 1),
+        ("rng_state_1.pth", 1, 0),
+        ("global_step8/bf16_zero_pp_rank_3_mp_rank_00_optim_states.pt", 4, 3),
+        ("global_step8/zero_pp_rank_2_mp_rank_00_model_states.pt", 4, 2),
+        ("global_step8/mp_rank_00_model_states.pt", 4, 0),
+        ("adapter_model.safetensors", 4, 0),
+    ],
+)
+def test_the_name_of_a_file_tells_which_rank_wrote_it(name: str, world_size: int, rank: int) -> None:
+    assert find_writer(name, world_size) == rank
+
+
+def test_each_rank_answers_for_its_own_files_only(save: Maker) -> None:
+    directory = save(8, world_size=2, deepspeed=True)
+    parts = [flush_part(directory, rank=rank, world_size=2) for rank in (0, 1)]
+    assert sorted(parts[1]) == ["global_step8/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "rng_state_1.pth"]
+    assert not parts[0].keys() & parts[1].keys()
+    with pytest.raises(CheckpointError, match=r"rng_state_1\.pth is missing \(2 ranks\)"):
+        write_manifest(directory, parts[0], step=8, world_size=2)
+    assert write_manifest(directory, parts[0] | parts[1], step=8, world_size=2) == load_manifest(directory)
+
+
+def test_a_file_that_rank_0_does_not_see_is_not_committed(save: Maker) -> None:
+    directory = save(8, world_size=2)
+    files = flush_part(directory, rank=0, world_size=2) | flush_part(directory, rank=1, world_size=2)
+    (directory / "rng_state_1.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"rng_state_1\.pth of rank 1 \(\d+ bytes\) is not seen by rank 0"):
+        wait_until_visible(directory, files, timeout_seconds=0.0)
+
+
 FOREIGN = {
     "empty": (b"", "is not a manifest: Expecting value"),
     "not JSON": (b"{", "is not a manifest: Expecting property name"),
@@ -155,7 +229,13 @@ def test_what_is_no_manifest_is_refused_in_words(name: str, commit: Maker) -> No
 
 HASH = "0" * 32
 WRONG_VALUES = {
-    "schema": (lambda values: values.update(schema=2), "schema 2 is not known here (wanted 1)"),
+    "schema": (lambda values: values.update(schema=3), "schema 3 is not known here (wanted 2)"),
+    "schema is true": (lambda values: values.update(schema=True), "schema True is not known here"),
+    "shards is a number": (lambda values: values.update(shards=1), "shards is 1"),
+    "shard that is no file": (lambda values: values.update(shards=["x"]), "shards names what is not among the files"),
+    "adapter is a number": (lambda values: values.update(adapter=1), "adapter is 1"),
+    "adapter without a hash": (lambda values: values["adapter"].pop("content"), "the hash of adapter content is None"),
+    "rank below zero": (lambda values: values["files"]["README.md"].update(rank=-1), "rank is -1"),
     "hash": (lambda values: values.update(hash="md5"), "hash 'md5' is not known here (wanted xxh3_128)"),
     "step is true": (lambda values: values.update(step=True), "step is True"),
     "step is below zero": (lambda values: values.update(step=-1), "step is -1"),

@@ -1,0 +1,99 @@
+"""A save by all ranks or by none: one rank's trouble is told by all, nobody waits for ever, half is never committed."""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tiny_runs import RankServer, read_logs
+
+from lora_jobs.checkpoints import list_checkpoints, load_manifest, verify_checkpoint
+from lora_jobs.runs import EXIT_DISK_FULL, Run, load_attempts, load_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.train
+
+TWO: dict[str, Any] = {
+    "deepspeed": {"zero_stage": 2},
+    "training": {"max_steps": 6, "save_steps": 2},
+    "resources": {"gpus_per_node": 2},
+}
+
+
+def list_notes(run: Run, event: str) -> list[dict[str, Any]]:
+    return [row for row in load_metrics(run) if row.get("event") == event]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_can_write_no_more_stops_the_run_for_want_of_room(
+    rank: int, ranks: RankServer, make_run: Callable[..., Run]
+) -> None:
+    """One rank's files may not pass 4 KiB: its DeepSpeed shard fails, while the other rank waits in a barrier."""
+    run = make_run("full-1", **TWO)
+    run.logs.mkdir(exist_ok=True)
+    job = ranks.start(run, 2)
+    resource.prlimit(job.pids[rank], resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES))
+    assert job.wait() == [EXIT_DISK_FULL] * 2, read_logs(run)
+
+    assert list_checkpoints(run.checkpoints) == []
+    notes = list_notes(run, "save_failed")
+    assert [(note["step"], note["rank"]) for note in notes] == [(2, rank), (4, rank)]
+    (attempt,) = load_attempts(run)
+    assert (attempt.state, attempt.exit_code) == ("FAILED", EXIT_DISK_FULL)
+    assert (attempt.reason or "").startswith(f"checkpoint 4 could not be saved: no room: rank {rank}: ")
+
+
+LIMIT_BYTES = 4096
+
+
+def test_one_missed_save_does_not_stop_the_run(ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    """A link where the first checkpoint goes: nothing is written through it, and the run goes on to the next save."""
+    run = make_run("missed-1", **TWO)
+    elsewhere = run.directory / "elsewhere"
+    elsewhere.mkdir()
+    (run.checkpoints / "checkpoint-2").symlink_to(elsewhere)
+    assert ranks.start(run, 2).wait() == [0, 0], read_logs(run)
+
+    assert list(elsewhere.iterdir()) == []
+    (note,) = list_notes(run, "save_skipped")
+    assert (note["step"], "a checkpoint is never saved through one" in note["reason"]) == (2, True)
+    manifests = [load_manifest(run.checkpoints / f"checkpoint-{step}") for step in (4, 6)]
+    assert [(manifest.step, manifest.world_size) for manifest in manifests] == [(4, 2), (6, 2)]
+    assert verify_checkpoint(run.adapter).good
+
+
+def test_the_manifest_says_what_was_trained_and_who_wrote_what(ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    run = make_run("told-1", **TWO)
+    assert ranks.start(run, 2).wait() == [0, 0], read_logs(run)
+    older, newer = (load_manifest(run.checkpoints / f"checkpoint-{step}") for step in (4, 6))
+    assert {name for name, entry in newer.files.items() if entry.rank == 1} == {
+        "rng_state_1.pth",
+        "global_step6/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    }
+    assert set(newer.files) & {"training_args.bin", "zero_to_fp32.py"} == set()
+    assert {"latest", "scheduler.pt", "trainer_state.json", "adapter_model.safetensors"} <= set(newer.files)
+    assert newer.metadata["batch"] == {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "global": 4,
+    }
+    assert (newer.metadata["attempt"], newer.metadata["threads"]) == (1, 1)
+    assert newer.metadata["data"]["examples"] == 64
+    for manifest in (older, newer):
+        assert all(len(manifest.metadata["model"][key]) == 32 for key in ("config", "tokenizer"))
+    assert older.adapter is not None
+    assert newer.adapter is not None
+    assert older.adapter.structure == newer.adapter.structure
+    assert older.adapter.content != newer.adapter.content
+
+
+def test_a_checkpoint_larger_than_the_disk_is_not_begun(ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    run = make_run("small-1", **TWO)
+    run.estimate_path.write_text('{"checkpoint_bytes": 1000000000000000000}')
+    assert ranks.start(run, 2).wait() == [EXIT_DISK_FULL] * 2, read_logs(run)
+    assert [note["step"] for note in list_notes(run, "save_skipped")] == [2, 4]
+    assert list_checkpoints(run.checkpoints) == []
+    assert "bytes free, the next checkpoint needs 1,050,000,000,016,777,216" in (load_attempts(run)[0].reason or "")
