@@ -13,7 +13,7 @@ from lora_jobs.runs.attempts import (
 )
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import hold_run
-from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics
+from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics, sync_metrics
 from lora_jobs.runs.policy import (
     EXIT_NO_CHECKPOINT,
     EXIT_SAVED,
@@ -62,5 +62,6 @@ __all__ = [
     "load_metrics",
     "load_submissions",
     "next_run_id",
+    "sync_metrics",
     "write_atomic",
 ]

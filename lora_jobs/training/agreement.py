@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ class Agreement:
         flag = torch.tensor([int(wish)])
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return bool(flag.item())
+
+    def gather(self, part: list[Any]) -> list[list[Any]]:
+        """Every rank's list, in rank order, in every rank."""
+        if self._group is None:
+            return [part]
+        parts: list[list[Any]] = [[] for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather_object(parts, part, group=self._group)
+        return parts
 
     def wait(self) -> None:
         """Return once every rank is here."""

@@ -148,6 +148,7 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
 
     def _commit(self, args: TrainingArguments, state: TrainerState, recorder: Recorder) -> None:
         path = self.directory / f"checkpoint-{state.global_step}"
+        recorder.sync()
         commit_checkpoint(path, step=state.global_step, world_size=args.world_size, metadata=self.metadata)
         recorder.say(f"checkpoint {state.global_step} committed")
         best = state.best_global_step
