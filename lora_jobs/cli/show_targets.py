@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, say
-from lora_jobs.sizing import count_targets, find_shape
-from lora_jobs.spec import find_translations
 
 if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec
@@ -14,6 +12,10 @@ if TYPE_CHECKING:
 
 def show_targets(spec: JobSpec) -> None:
     """A table of the translated names with their layers; nothing where the spec has transformers' names already."""
+    # Late: a look at the queue imports this module too, and starts without pydantic.
+    from lora_jobs.sizing import count_targets, find_shape
+    from lora_jobs.spec import find_translations
+
     translations = find_translations(spec.lora.target_modules)
     if not translations:
         return

@@ -28,7 +28,7 @@ from lora_jobs.runs.causes import (
 )
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import hold_run
-from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics
+from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics, sync_metrics
 from lora_jobs.runs.policy import (
     NO_PROGRESS,
     SLURM_STATES,
@@ -97,5 +97,6 @@ __all__ = [
     "load_submissions",
     "next_run_id",
     "read_tail",
+    "sync_metrics",
     "write_atomic",
 ]

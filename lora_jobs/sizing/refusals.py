@@ -23,6 +23,7 @@ def find_unworkable(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> list[Problem]
     return [
         *_find_attention(spec, shape, gpu),
         *_find_adapted_head(spec, shape),
+        *_find_tied_tokens(spec, shape),
         *_find_half_on_cpu(spec, gpu),
     ]
 
@@ -48,6 +49,16 @@ def _find_adapted_head(spec: JobSpec, shape: ModelShape) -> Iterator[Problem]:
         yield Problem(
             "lora.target_modules",
             "an adapter on lm_head is refused by TRL, whose loss reads lm_head's own weight; leave it out, or set "
+            "training.trainer: transformers",
+        )
+
+
+def _find_tied_tokens(spec: JobSpec, shape: ModelShape) -> Iterator[Problem]:
+    """PEFT wraps a tied lm_head along with the embedding, and TRL's loss looks for its bias."""
+    if spec.lora.trainable_token_indices and shape.tie_word_embeddings and uses_fused_loss(spec):
+        yield Problem(
+            "lora.trainable_token_indices",
+            f"{shape.name} ties its embeddings, and TRL's loss cannot read an output layer with trained tokens; set "
             "training.trainer: transformers",
         )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from lora_jobs.spec.mesh import fill_from_mesh, find_mesh_faults, shards_weights
 from lora_jobs.spec.section import Conflict, ConflictError, Section
 from lora_jobs.spec.targets import translate_targets
 from lora_jobs.spec.words import (
@@ -74,6 +75,10 @@ SCHEDULER_KEYS: dict[str, tuple[str, ...]] = {
 }
 SchedulerKwargs = Annotated[dict[Text, Positive], Field(max_length=8)]
 
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+FinalMetric = Literal["bleu"]
+TargetMetric = Literal["eval_loss", "perplexity", "bleu"]
 
 # Phi has qkv_proj and gate_up_proj in the place of five others; PEFT takes those of the names that the model has.
 DEFAULT_TARGETS = (
@@ -242,6 +247,18 @@ class TrainingSpec(Section):
     torch_empty_cache_steps: Count | None = None
     torch_compile: bool = False
     use_liger_kernel: bool = Field(False, description="Liger's fused kernels, where liger-kernel is installed")
+    report_to: Annotated[tuple[Tracker, ...], Field(strict=False)] | None = Field(
+        None, description="tensorboard, wandb, trackio; left out, TensorBoard where it is installed; []: none"
+    )
+    final_metrics: Annotated[tuple[FinalMetric, ...], Field(strict=False)] = Field(
+        (),
+        description="measured on the finished adapter; bleu: BLEU-4 (0 to 100) of generated answers; needs data.eval",
+    )
+    final_examples: Count = Field(64, description="held-out examples, from the first, that are answered for bleu")
+    max_new_tokens: Count = Field(128, description="longest generated answer, in tokens")
+    targets: Annotated[dict[TargetMetric, Positive], Field(max_length=8)] = Field(
+        {}, description="expected results, shown beside the reached ones: eval_loss, perplexity, bleu"
+    )
     # numpy's generator, which the Trainer seeds too, takes 32 bits.
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
@@ -270,6 +287,9 @@ class TrainingSpec(Section):
         if self.load_best_model_at_end and (self.eval_steps is None or self.save_steps % self.eval_steps):
             message = f"needs save_steps ({self.save_steps}) to be a multiple of eval_steps ({self.eval_steps})"
             found.append(Conflict(("load_best_model_at_end", "save_steps", "eval_steps"), message))
+        if "bleu" in self.targets and "bleu" not in self.final_metrics:
+            message = "bleu is not measured: add it to final_metrics"
+            found.append(Conflict(("targets", "final_metrics"), message))
         return found
 
 
@@ -289,6 +309,11 @@ class DeepSpeedSpec(Section):
     contiguous_gradients: bool = True
 
 
+MeshSizes = Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=3)]
+MeshAxes = Annotated[tuple[Literal["fsdp", "dp", "data", "tp"], ...], Field(strict=False, min_length=1, max_length=3)]
+MeshShape = Annotated[tuple[MeshSizes, MeshAxes], Field(strict=False)]
+
+
 class ResourceSpec(Section):
     """What sbatch is asked for, by its own option names; `cluster` names a file of envs/."""
 
@@ -305,10 +330,17 @@ class ResourceSpec(Section):
     mem: Size | None = Field(None, description="host memory per node, such as 120G")
     time: Duration = Field("01:00:00", description="[days-]hours:minutes:seconds")
 
+    mesh_shape: MeshShape | None = Field(
+        None, description="sizes and names of a device mesh, such as [[4, 1], [fsdp, tp]]: GPUs, and ZeRO-3 for fsdp"
+    )
+
     @property
     def world_size(self) -> int:
         """Processes of the job: one per GPU."""
         return self.nodes * self.gpus_per_node
+
+    def find_conflicts(self) -> list[Conflict]:
+        return [] if self.mesh_shape is None else find_mesh_faults(self.mesh_shape, self.nodes, self.gpus_per_node)
 
 
 class ResumeSpec(Section):
@@ -338,10 +370,27 @@ class JobSpec(Section):
     resume: ResumeSpec = ResumeSpec()
     sweep: dict[Text, SweepValues] = Field({}, description='values to try for dotted keys, such as "lora.r": [8, 16]')
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_mesh(cls, values: Any) -> Any:
+        """What a mesh says and the spec leaves out: GPUs per node, and ZeRO-3 for an fsdp axis."""
+        return fill_from_mesh(values)
+
     def find_conflicts(self) -> list[Conflict]:
         found = []
+        if self.resources.mesh_shape is not None and shards_weights(self.resources.mesh_shape):
+            stage = None if self.deepspeed is None else self.deepspeed.zero_stage
+            if stage != 3:
+                message = f"its axis fsdp splits the weights, which is deepspeed.zero_stage: 3 (it is {stage})"
+                found.append(Conflict(("resources.mesh_shape", "deepspeed.zero_stage"), message))
         if self.training.eval_steps is not None and self.data.eval is None:
             found.append(Conflict(("training.eval_steps", "data.eval"), "needs data.eval, the held-out examples"))
+        unheld = [key for key in ("final_metrics", "targets") if getattr(self.training, key) and self.data.eval is None]
+        needs = "needs data.eval, the held-out examples"
+        found += [Conflict((f"training.{key}", "data.eval"), needs) for key in unheld]
+        if self.training.final_metrics and self.deepspeed is not None and self.deepspeed.zero_stage == 3:
+            message = "generates answers, which ZeRO-3 is not asked to do here: use zero_stage 2, or leave it out"
+            found.append(Conflict(("training.final_metrics", "deepspeed.zero_stage"), message))
         if self.data.packing and self.training.trainer != "trl":
             found.append(Conflict(("data.packing", "training.trainer"), "needs training.trainer: trl"))
         if self.training.bf16 and self.model.dtype == "float16":

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from lora_jobs.errors import RunError
+from lora_jobs.training.reports import choose_trackers
 
 if TYPE_CHECKING:
     from lora_jobs.runs import Run
@@ -96,6 +97,7 @@ def map_options(spec: JobSpec) -> dict[str, Any]:
     # One field for both: below 1 it is a share of all steps.
     options["warmup_steps"] = training.warmup_steps or min(training.warmup_ratio, 0.999999)
     options["lr_scheduler_kwargs"] = dict(training.lr_scheduler_kwargs) or None
+    options["report_to"] = choose_trackers(training) or "none"
     options["eval_strategy"] = "no" if training.eval_steps is None else "steps"
     if training.load_best_model_at_end or training.early_stopping_patience:
         options["metric_for_best_model"] = "loss"
@@ -118,7 +120,6 @@ def fixed_options(run: Run, *, cuda: bool) -> dict[str, Any]:
         "include_num_input_tokens_seen": "non_padding",
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "disable_tqdm": True,
-        "report_to": "none",
         "log_level": "error",
         "label_names": ["labels"],
         "remove_unused_columns": True,

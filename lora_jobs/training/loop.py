@@ -24,6 +24,7 @@ from lora_jobs.training.finish import finish_run, load_best_weights
 from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer, widen_adapters
 from lora_jobs.training.provenance import describe_inputs
 from lora_jobs.training.record import Recorder
+from lora_jobs.training.reports import close_reports, place_reports
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def run_training(run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop
     """Train to the end, save the adapter, return {"adapter", "steps", "losses"}; SavedStop after a signalled save."""
     prepare_libraries(spec)
     refuse_missing_gpu(run, launch)
+    place_reports(run, os.environ)
     args = build_arguments(spec, run)
     if args.world_size != launch.world_size:
         raise RunError(f"{launch.world_size} processes were started, but torch.distributed joined {args.world_size}")
@@ -60,11 +62,14 @@ def run_training(run: Run, spec: JobSpec, attempt: Attempt, launch: Launch, stop
         facts |= describe_inputs(run, spec.model, args, model.config, tokenizer, train)
     trainer = build_trainer(spec, args, model, tokenizer, train, held_out)
     add_callbacks(trainer, spec, run, agreement, stop, recorder, metadata=facts, resume_from=resume_from)
-    with contextlib.suppress(AlreadyTrained):
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    try:
+        with contextlib.suppress(AlreadyTrained):
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    finally:
+        close_reports()
     if args.load_best_model_at_end:
         load_best_weights(trainer, run, agreement, recorder)
-    return finish_run(trainer, run, agreement, recorder, metadata=facts)
+    return finish_run(trainer, run, spec, agreement, recorder, metadata=facts)
 
 
 def prepare_libraries(spec: JobSpec) -> None:

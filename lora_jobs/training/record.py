@@ -10,7 +10,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from lora_jobs.runs import append_metrics
+from lora_jobs.runs import append_metrics, sync_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from lora_jobs.runs import Attempt, Run
+
+
+# A row of every step is in the file at once, and safe from a failing machine after this long, or at the next commit.
+SECONDS_BETWEEN_SYNCS = 1.0
 
 
 def measure_memory() -> dict[str, int]:
@@ -46,6 +50,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         self._began = time.monotonic()
         self._seconds = 0.0
         self._tokens = 0.0
+        self._synced = time.monotonic()
 
     def note(self, event: str, **values: Any) -> None:
         """A row of kind "note" about this attempt."""
@@ -113,6 +118,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         when = {"before": "before training", "after": "after training"}.get(self.phase, f"at step {state.global_step}")
         self.say(f"held-out loss {when}: {loss:.4f} (perplexity {perplexity(loss) or math.inf:.2f})")
 
+    def record_final(self, step: int, metrics: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+        """A row of kind "final": what the finished adapter reaches, beside what was expected; a line for each."""
+        self._write({"kind": "final", "step": step, "metrics": dict(metrics), "targets": dict(targets)})
+        for name, value in metrics.items():
+            target = targets.get(name)
+            met = "reached" if target and target["met"] else "NOT reached"
+            self.say(f"{name}: {value:.4g}" + (f" (expected {target['expected']:g}: {met})" if target else ""))
+
     def sample(self, step: int, row: Mapping[str, str]) -> None:
         """A row of kind "sample": what the model answers with and without the adapter."""
         self._write({"kind": "sample", "step": step, **row})
@@ -120,5 +133,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         self.say(f"without adapter: {row['without_adapter']}")
         self.say(f"with adapter:    {row['with_adapter']}")
 
+    def sync(self) -> None:
+        """Make every row so far durable: a committed step's rows are there whatever happens next."""
+        sync_metrics(self.run)
+        self._synced = time.monotonic()
+
     def _write(self, row: dict[str, Any]) -> None:
-        append_metrics(self.run, {"time": time.time(), "attempt": self.attempt.number, **row})
+        durable = row["kind"] != "train" or time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS
+        append_metrics(self.run, {"time": time.time(), "attempt": self.attempt.number, **row}, durable=durable)
+        if durable:
+            self._synced = time.monotonic()

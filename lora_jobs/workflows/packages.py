@@ -54,6 +54,9 @@ def list_needs(spec: JobSpec) -> tuple[Need, ...]:
         needs.append(Need(("flash-attn", "kernels"), because, "2.6.0" if caps else "2.3.3"))
     if training.use_liger_kernel:
         needs.append(Need(("liger-kernel",), "training.use_liger_kernel", "0.3.0"))
+    needs += [Need((name,), f"training.report_to: {name}") for name in training.report_to or ()]
+    if "bleu" in training.final_metrics:
+        needs.append(Need(("sacrebleu",), "training.final_metrics: bleu"))
     return tuple(needs)
 
 

@@ -152,6 +152,10 @@ def test_a_cpu_gets_a_number_and_a_caution(make_spec: SpecMaker) -> None:
         ),
         ({"training.trainer": "trl", "lora.target_modules": ["q_proj", "lm_head"]}, find_gpu("L4"),
          "lora.target_modules"),
+        (
+            {"training.trainer": "trl", "lora.trainable_token_indices": [7]}, find_gpu("L4"),
+            "lora.trainable_token_indices",
+        ),
         ({"model.name_or_path": "no/such-model"}, find_gpu("A100-64"), "model.name_or_path"),
         ({}, find_gpu("V100-16"), "model.attn_implementation"),
         ({}, cpu_device(64 * GIB), "model.attn_implementation"),
