@@ -2,7 +2,7 @@
 # make test  - every test, the real Slurm among them (root), in a virtual environment of its own
 # make check - format, lint, types, layers, unit tests
 # make bench - measurements, side by side; make bench-queue - status and why before a long queue, on a real Slurm (root)
-# make bench-memory - the memory estimate against a trace of the real training code
+# make bench-memory - the memory estimate against a trace of the real training code; make bench-train - speed beside a plain script
 
 VENV   ?= .venv
 PYTHON ?= python3
@@ -13,7 +13,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-memory bench-queue capture install slurm-packages golden clean
+.PHONY: help demo test check format bench bench-memory bench-train bench-queue capture install slurm-packages golden clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -82,6 +82,10 @@ capture: $(VENV)/.dev slurm-packages
 
 bench-memory: $(VENV)/.dev
 	$(BIN)/python benchmarks/memory.py
+
+# Our training loop beside a plain Trainer + PEFT script, on this machine.
+bench-train: $(VENV)/.dev
+	$(BIN)/python benchmarks/train_speed.py
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
