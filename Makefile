@@ -4,7 +4,8 @@
 # make bench - measurements, side by side; make bench-queue - status and why before a long queue, on a real Slurm (root)
 # make faults - every fault against stock resume and ours, under an hour; docs/faults.md shows the table (root, for Slurm)
 # make bench-sweep - a sweep of 1,000 runs beside the raw sbatch call, on a real Slurm (root)
-# make bench-memory - the memory estimate against a trace of the real training code; make readme - its table, and check's screen
+# make bench-memory - the memory estimate against a trace of the real training code; make bench-train - speed beside a plain script
+# make readme - the README's table of the estimate's errors, and check's screen
 
 VENV   ?= .venv
 PYTHON ?= python3
@@ -15,7 +16,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-memory bench-queue bench-sweep faults capture readme install slurm-packages golden clean
+.PHONY: help demo test check format bench bench-memory bench-train bench-queue bench-sweep faults capture readme install slurm-packages golden clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -99,6 +100,10 @@ faults: $(VENV)/.dev slurm-packages
 # The README's screen of check and its accuracy table.
 readme: $(VENV)/.dev
 	$(BIN)/python benchmarks/readme.py
+
+# Our training loop beside a plain Trainer + PEFT script, on this machine.
+bench-train: $(VENV)/.dev
+	$(BIN)/python benchmarks/train_speed.py
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

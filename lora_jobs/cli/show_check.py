@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, say
 from lora_jobs.cli.show_status import format_span
+from lora_jobs.cli.show_targets import show_targets
 from lora_jobs.sizing.cards import COMMON
 from lora_jobs.units import format_count, format_gib
 
@@ -46,6 +47,8 @@ def show_check(report: CheckReport, command: str) -> None:
     say(f"{report.spec.name}: {report.spec.model.name_or_path} on {report.environment.name}, {devices}", "bold")
     base, trainable = verdict.parameters_base, verdict.parameters_trainable
     say(f"parameters: {format_count(base)} base, {format_count(trainable)} trainable ({trainable / base:.2%})")
+    if report.is_estimated:
+        show_targets(report.spec)
     say()
     _show_verdict(report)
     _show_parts(report)
@@ -65,7 +68,7 @@ def _show_costs(costs: Costs) -> None:
     free = f" of {format_gib(disk.free_bytes)} free" if disk.free_bytes is not None else ""
     say_wrapped(
         f"host memory per node {format_gib(host.total)}{limit}; "
-        f"disk {format_gib(disk.total)}{free} ({disk.kept} checkpoints of {format_gib(disk.checkpoint_bytes)})"
+        f"disk {format_gib(disk.total)} ({disk.kept} x {format_gib(disk.checkpoint_bytes)}){free}"
     )
     if (time := costs.time) is None:
         say("time: unknown, no speed is known of this GPU")

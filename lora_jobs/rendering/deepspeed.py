@@ -30,7 +30,9 @@ def build_deepspeed_config(spec: JobSpec) -> dict[str, Any] | None:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
-    if spec.training.bf16:
+    if spec.deepspeed.torch_autocast:
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif spec.training.bf16:
         config["bf16"] = {"enabled": "auto"}
     if spec.training.fp16:
         config["fp16"] = {"enabled": "auto"}

@@ -29,7 +29,7 @@ from lora_jobs.runs.causes import (
 from lora_jobs.runs.constants import Constants, Observation, load_constants, observe_memory, record_constants
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import Lease, hold_run, load_lease, release_lease, renew_lease, take_lease
-from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics
+from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics, sync_metrics
 from lora_jobs.runs.policy import (
     NO_PROGRESS,
     SLURM_STATES,
@@ -143,6 +143,7 @@ __all__ = [
     "record_constants",
     "release_lease",
     "renew_lease",
+    "sync_metrics",
     "take_lease",
     "write_atomic",
 ]

@@ -83,8 +83,8 @@ def sync_filesystem(path: Path) -> None:
         os.close(descriptor)
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds one JSON line by one write at the end of the file, then fsync. Raises RunError.
+def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Adds one JSON line by one write at the end of the file, then (if `durable`) fsync. Raises RunError.
 
     A torn last line, left by a kill or a full disk, is ended first: it costs itself, never the new record.
     """
@@ -97,6 +97,20 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
                 line = b"\n" + line
             while line:
                 line = line[os.write(descriptor, line) :]
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Makes everything written to the file so far durable; nothing where there is no file. Raises RunError."""
+    with explain_errors("write", path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

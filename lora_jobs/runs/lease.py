@@ -12,8 +12,6 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import psutil
-
 from lora_jobs.errors import RunError
 from lora_jobs.runs.durable import explain_errors, write_atomic
 from lora_jobs.runs.records import read_record
@@ -65,6 +63,8 @@ def take_lease(run: Run, *, job_id: str, restart_count: int, stale_seconds: floa
 
     Raises RunError where its holder lives: known by its process on this machine, else by renewing its lease.
     """
+    import psutil  # a look at the queue starts without it
+
     process = psutil.Process()
     mine = Lease(job_id, restart_count, socket.gethostname(), process.pid, process.create_time(), uuid.uuid4().hex)
     while True:
@@ -115,6 +115,8 @@ def _is_over(holder: Lease, mine: Lease) -> bool:
         return True
     if holder.host != mine.host:
         return False
+    import psutil
+
     try:
         process = psutil.Process(holder.pid)
         same = abs(process.create_time() - holder.created_at) < 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.runs.durable import append_line, explain_errors, load_lines, parse_lines
+from lora_jobs.runs.durable import append_line, explain_errors, load_lines, parse_lines, sync_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 1024
 
 
-def append_metrics(run: Run, record: Mapping[str, Any]) -> None:
-    """Adds one record; NaN and infinities become null, their keys listed under not_finite. Raises RunError."""
-    append_line(run.metrics_path, record)
+def append_metrics(run: Run, record: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Adds one record; NaN and infinities become null, their keys listed under not_finite. Raises RunError.
+
+    Readers see it at once in any case; one that is not `durable` may be lost when the machine fails before the next.
+    """
+    append_line(run.metrics_path, record, durable=durable)
+
+
+def sync_metrics(run: Run) -> None:
+    """Makes all records so far durable: before a checkpoint is committed. Raises RunError."""
+    sync_file(run.metrics_path)
 
 
 def load_metrics(run: Run) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from lora_jobs.sizing.memory import Estimate, estimate_memory
 from lora_jobs.sizing.models import MODELS, ModelShape, find_shape
 from lora_jobs.sizing.parameters import count_parameters, count_trainable
 from lora_jobs.sizing.suggestions import Elsewhere, Suggestion, apply_settings
-from lora_jobs.sizing.targets import match_targets
+from lora_jobs.sizing.targets import count_targets, match_targets
 from lora_jobs.sizing.verdict import Verdict, size_job
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "apply_settings",
     "calibrate_gpu",
     "count_parameters",
+    "count_targets",
     "count_trainable",
     "cpu_device",
     "detected_gpu",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_jobs.errors import Problem, SpecError
-from lora_jobs.sizing.activations import choose_attention, training_batch
-from lora_jobs.sizing.losses import uses_fused_loss
+from lora_jobs.sizing.activations import training_batch
 from lora_jobs.sizing.margins import required_bytes
-from lora_jobs.sizing.modules import HEAD, vision_modules
+from lora_jobs.sizing.modules import vision_modules
 from lora_jobs.sizing.parameters import count_parameters, trainable_tensors
 from lora_jobs.units import format_count, format_gib, parse_size
 
@@ -24,30 +22,6 @@ USUAL_SHARE = 0.02
 """Trainable parameters of the base: LoRA is usually below this; above it, what makes them up is said."""
 
 
-def refuse_unworkable(spec: JobSpec, shape: ModelShape) -> None:
-    """What would fail on the node, hours later: SpecError with all of it."""
-    problems = []
-    if shape.traits.attention_soft_cap and choose_attention(spec, shape) == "sdpa":
-        message = (
-            f"{shape.name} soft-caps its attention, which transformers refuses under sdpa; wanted eager (its default)"
-        )
-        problems.append(Problem("model.attn_implementation", f"{message} or flash_attention_2"))
-    adapted = {tensor.module.name for tensor in trainable_tensors(shape, spec.lora) if tensor.part == "lora"}
-    if HEAD in adapted and uses_fused_loss(spec):
-        message = "an adapter on lm_head is refused by TRL, whose loss reads lm_head's own weight"
-        problems.append(
-            Problem("lora.target_modules", f"{message}; leave it out, or set training.trainer: transformers")
-        )
-    if spec.lora.trainable_token_indices and shape.tie_word_embeddings and uses_fused_loss(spec):
-        message = (
-            f"PEFT wraps the tied lm_head of {shape.name}, and TRL's loss then fails on it; "
-            "set training.trainer: transformers"
-        )
-        problems.append(Problem("lora.trainable_token_indices", message))
-    if problems:
-        raise SpecError("; ".join(problem.message for problem in problems), problems=problems)
-
-
 def list_warnings(spec: JobSpec, shape: ModelShape, gpu: Gpu, estimate: Estimate) -> Iterator[str]:
     """What the user should know although nothing is refused."""
     length = training_batch(spec).sequence
@@ -55,21 +29,12 @@ def list_warnings(spec: JobSpec, shape: ModelShape, gpu: Gpu, estimate: Estimate
         yield from _vision_warnings(spec, shape)
     if spec.training.fp16 and shape.model_type in ("gemma2", "gemma3_text"):
         yield f"fp16 with {shape.name}: its activations overflow float16; use training.bf16 with model.dtype: bfloat16"
-    if spec.training.fp16 and spec.model.quantization is not None and uses_fused_loss(spec) and not gpu.is_cpu:
-        yield (
-            "TRL keeps the adapters of a quantized model in bfloat16, which fp16's gradient scaler may refuse on a GPU:"
-            " use training.bf16, or training.trainer: transformers"
-        )
     if (spec.training.bf16 or spec.model.dtype == "bfloat16") and not gpu.has_bf16:
         yield f"{gpu.name} has no bfloat16 (capability 8.0 and up has): use training.fp16 and model.dtype: float16"
-    if spec.model.attn_implementation == "flash_attention_2" and (gpu.is_cpu or not gpu.has_bf16):
-        yield f"flash_attention_2 does not run on {gpu.name}"
     if length > shape.max_position_embeddings:
         yield f"data.max_length {length} is beyond the {shape.max_position_embeddings} positions of {shape.name}"
     yield from _trainable_warnings(spec, shape)
     yield from _evaluation_warnings(spec, gpu, estimate)
-    if spec.model.quantization is not None and spec.deepspeed is not None and spec.deepspeed.zero_stage == 3:
-        yield "ZeRO-3 does not split a quantized base as this estimate assumes: use zero_stage 2"
     if gpu.is_cpu:
         yield "no GPU: the estimate is compared with the host's memory, and is less sure there"
     elif "assumed" in gpu.source:

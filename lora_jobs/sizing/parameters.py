@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_jobs.sizing.modules import HEAD, Module, find_token_embedding, list_modules
 from lora_jobs.sizing.patterns import match_fully
-from lora_jobs.sizing.targets import find_ranks, match_targets, spec_error
+from lora_jobs.sizing.targets import find_adapted, find_ranks, spec_error
 
 if TYPE_CHECKING:
     from lora_jobs.errors import SpecError
@@ -45,7 +45,7 @@ def count_trainable(shape: ModelShape, lora: LoraSpec) -> int:
 @lru_cache(maxsize=256)
 def trainable_tensors(shape: ModelShape, lora: LoraSpec) -> tuple[TrainableTensor, ...]:
     """Every tensor that gets gradients, in the order of the modules."""
-    targets = match_targets(shape, lora.target_modules, lora.modules_to_save)
+    targets = find_adapted(shape, lora)
     adapted = _add_tied(shape, targets, lora)
     ranks = find_ranks(lora, adapted)
     adapters = [tensor for module in adapted for tensor in _adapter_tensors(module, lora, ranks[module.name])]
@@ -100,10 +100,10 @@ def _add_tied(shape: ModelShape, targets: tuple[Module, ...], lora: LoraSpec) ->
         lora.modules_to_save
     ):
         return targets
-    if isinstance(lora.target_modules, str):
-        named = bool(match_fully(lora.target_modules, _EMBEDDING_NAMES, path="lora.target_modules"))
+    if isinstance(lora.targets, str):
+        named = bool(match_fully(lora.targets, _EMBEDDING_NAMES, path="lora.target_modules"))
     else:
-        named = any(target.rsplit(".", 1)[-1] in _EMBEDDING_NAMES for target in lora.target_modules)
+        named = any(target.rsplit(".", 1)[-1] in _EMBEDDING_NAMES for target in lora.targets)
     both = [module for module in list_modules(shape) if module.is_token_embedding or module.name == HEAD]
     return (*targets, *(module for module in both if named and module not in targets))
 

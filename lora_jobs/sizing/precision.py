@@ -61,7 +61,9 @@ def choose_precision(spec: JobSpec) -> Precision:
     keeps_dtype = not spec.lora.autocast_adapter_dtype or (
         spec.deepspeed is not None and spec.deepspeed.zero_stage == 3
     )
-    half_adapters = (quantized and spec.training.trainer == "trl") or (base == HALF and keeps_dtype)
+    half_adapters = (quantized and spec.training.trainer == "trl" and not spec.training.fp16) or (
+        base == HALF and keeps_dtype
+    )
     adapter = HALF if half_adapters else SINGLE
     output = HALF if base == HALF or (mixed and not quantized) else SINGLE
     lora_input = HALF if mixed or adapter == HALF else SINGLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from lora_jobs.errors import Problem, SpecError
@@ -40,6 +41,27 @@ def match_targets(
             f"for every linear layer write {ALL_LINEAR}, or name them: {', '.join(_linear_names(shape))}",
         )
     return matched
+
+
+def find_adapted(shape: ModelShape, lora: LoraSpec) -> tuple[Module, ...]:
+    """The modules that get an adapter by all fields together: target_modules less what the others leave out.
+
+    Errors: those of `match_targets`; SpecError where nothing is left.
+    """
+    targets = match_targets(shape, lora.targets, lora.modules_to_save)
+    excluded = _find_matches(list(targets), lora.exclude_modules) if lora.exclude_modules else ()
+    wanted = set(lora.layers_to_transform)
+    left = tuple(module for module in targets if module not in excluded and (not wanted or module.layer in wanted))
+    if left:
+        return left
+    path = "lora.layers_to_transform" if wanted else "lora.exclude_modules"
+    message = f"leaves none of the {len(targets)} layers that target_modules names"
+    raise spec_error(path, message, f"{shape.name} has the layers 0 to {shape.num_hidden_layers - 1}")
+
+
+def count_targets(shape: ModelShape, lora: LoraSpec) -> dict[str, int]:
+    """How many layers of each name get an adapter, such as {"q_proj": 26}."""
+    return dict(Counter(module.leaf for module in find_adapted(shape, lora)))
 
 
 def _find_matches(candidates: list[Module], target_modules: tuple[str, ...] | str) -> tuple[Module, ...]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.sizing.cards import Card, compare_cards, find_smallest_gpu
-from lora_jobs.sizing.cautions import describe_trainable, list_warnings, refuse_unworkable
+from lora_jobs.sizing.cautions import describe_trainable, list_warnings
 from lora_jobs.sizing.margins import Word, choose_verdict
 from lora_jobs.sizing.memory import Estimate, estimate_memory
 from lora_jobs.sizing.models import find_shape
 from lora_jobs.sizing.moments import Moment, find_death, find_peak, list_moments
 from lora_jobs.sizing.parameters import count_parameters, count_trainable
+from lora_jobs.sizing.refusals import refuse_unworkable
 from lora_jobs.sizing.suggestions import Elsewhere, Suggestion, list_trials, suggest_changes, try_as_is
 from lora_jobs.units import format_gib
 
@@ -103,7 +104,7 @@ def size_job(
     other GPUs to say the same of.
     """
     shape = find_shape(spec.model.name_or_path)
-    refuse_unworkable(spec, shape)
+    refuse_unworkable(spec, shape, gpu)
     estimate = estimate_memory(spec, shape, gpu)
     word = choose_verdict(estimate.peak_bytes, estimate.cautious_peak_bytes, gpu.usable_bytes)
     moments = list_moments(spec, shape, estimate.instants)

@@ -33,6 +33,7 @@ from lora_jobs.spec.load import (
 from lora_jobs.spec.render import render_spec
 from lora_jobs.spec.schema import build_schema
 from lora_jobs.spec.sweep import Variant, count_variants, expand_sweep, parse_sweep_option, show_variant
+from lora_jobs.spec.targets import find_translations, translate_targets
 
 __all__ = [
     "ClusterEnvironment",
@@ -56,6 +57,7 @@ __all__ = [
     "find_resource_problems",
     "find_row_faults",
     "find_submission_problems",
+    "find_translations",
     "find_unused_resources",
     "iterate_rows",
     "list_environments",
@@ -70,4 +72,5 @@ __all__ = [
     "render_spec",
     "replace_values",
     "show_variant",
+    "translate_targets",
 ]

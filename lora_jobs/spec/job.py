@@ -12,7 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from lora_jobs.spec.mesh import fill_from_mesh, find_mesh_faults, shards_weights
 from lora_jobs.spec.section import Conflict, ConflictError, Section
+from lora_jobs.spec.targets import translate_targets
 from lora_jobs.spec.words import (
     COMMIT_PATTERN,
     CONSTRAINT_PATTERN,
@@ -40,7 +42,7 @@ def _kind_of_targets(value: object) -> str:
     return "list" if isinstance(value, list | tuple) else "text"
 
 
-def _kind_of_bucket(value: object) -> str:
+def _kind_of_number(value: object) -> str:
     return "text" if isinstance(value, str) else "number"
 
 
@@ -50,10 +52,19 @@ TargetModules = Annotated[
     | Annotated[Text, AfterValidator(check_expression), Tag("text")],
     Discriminator(_kind_of_targets),
 ]
+ExcludedModules = Annotated[
+    Annotated[tuple[Text, ...], Field(strict=False), Tag("list")]
+    | Annotated[Text, AfterValidator(check_expression), Tag("text")],
+    Discriminator(_kind_of_targets),
+]
+InitialWeights = Annotated[
+    Annotated[bool, Tag("number")] | Annotated[Literal["gaussian", "orthogonal"], Tag("text")],
+    Discriminator(_kind_of_number),
+]
 # DeepSpeed's documents write bucket sizes as 5e8, which YAML reads as a float.
 BucketSize = Annotated[
     Annotated[Count, BeforeValidator(read_whole_float), Tag("number")] | Annotated[Literal["auto"], Tag("text")],
-    Discriminator(_kind_of_bucket),
+    Discriminator(_kind_of_number),
 ]
 
 # What get_scheduler of transformers hands on to the schedule of each name; the others take nothing.
@@ -65,6 +76,10 @@ SCHEDULER_KEYS: dict[str, tuple[str, ...]] = {
 }
 SchedulerKwargs = Annotated[dict[Text, Positive], Field(max_length=8)]
 
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+FinalMetric = Literal["bleu"]
+TargetMetric = Literal["eval_loss", "perplexity", "bleu"]
 
 # Phi has qkv_proj and gate_up_proj in the place of five others; PEFT takes those of the names that the model has.
 DEFAULT_TARGETS = (
@@ -120,6 +135,13 @@ class LoraSpec(Section):
         description="list of module names, or one regular expression over full layer names, or all-linear; "
         "left out, every projection of attention and MLP, fused or not",
     )
+    exclude_modules: ExcludedModules = Field((), description="modules left out of target_modules: names, or one regex")
+    layers_to_transform: Annotated[tuple[Natural, ...], Field(strict=False)] = Field(
+        (), description="numbers of the layers that get adapters, from 0; left out, all. Needs a list of target_modules"
+    )
+    init_lora_weights: InitialWeights = Field(
+        True, description="true: B starts at zero; false: at random; those that change the base's weights are not taken"
+    )
     modules_to_save: Names = Field((), description="modules trained in full and saved with the adapter")
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
@@ -142,6 +164,20 @@ class LoraSpec(Section):
     def alpha(self) -> float:
         """lora_alpha, or r where the spec leaves it out."""
         return float(self.r) if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def targets(self) -> tuple[str, ...] | str:
+        """target_modules by transformers' names."""
+        return translate_targets(self.target_modules)
+
+    def find_conflicts(self) -> list[Conflict]:
+        found = []
+        if self.layers_to_transform and isinstance(self.target_modules, str):
+            message = "needs target_modules as a list of names; a regular expression can name the layers itself"
+            found.append(Conflict(("layers_to_transform", "target_modules"), message))
+        if self.init_lora_weights == "orthogonal" and self.r % 2:
+            found.append(Conflict(("init_lora_weights", "r"), f"orthogonal needs an even r, which is {self.r}"))
+        return found
 
 
 class DataSpec(Section):
@@ -234,6 +270,18 @@ class TrainingSpec(Section):
     torch_empty_cache_steps: Count | None = None
     torch_compile: bool = False
     use_liger_kernel: bool = Field(False, description="Liger's fused kernels, where liger-kernel is installed")
+    report_to: Annotated[tuple[Tracker, ...], Field(strict=False)] | None = Field(
+        None, description="tensorboard, wandb, trackio; left out, TensorBoard where it is installed; []: none"
+    )
+    final_metrics: Annotated[tuple[FinalMetric, ...], Field(strict=False)] = Field(
+        (),
+        description="measured on the finished adapter; bleu: BLEU-4 (0 to 100) of generated answers; needs data.eval",
+    )
+    final_examples: Count = Field(64, description="held-out examples, from the first, that are answered for bleu")
+    max_new_tokens: Count = Field(128, description="longest generated answer, in tokens")
+    targets: Annotated[dict[TargetMetric, Positive], Field(max_length=8)] = Field(
+        {}, description="expected results, shown beside the reached ones: eval_loss, perplexity, bleu"
+    )
     # numpy's generator, which the Trainer seeds too, takes 32 bits.
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
@@ -262,6 +310,9 @@ class TrainingSpec(Section):
         if self.load_best_model_at_end and (self.eval_steps is None or self.save_steps % self.eval_steps):
             message = f"needs save_steps ({self.save_steps}) to be a multiple of eval_steps ({self.eval_steps})"
             found.append(Conflict(("load_best_model_at_end", "save_steps", "eval_steps"), message))
+        if "bleu" in self.targets and "bleu" not in self.final_metrics:
+            message = "bleu is not measured: add it to final_metrics"
+            found.append(Conflict(("targets", "final_metrics"), message))
         return found
 
 
@@ -279,6 +330,11 @@ class DeepSpeedSpec(Section):
         False, description="bf16 by torch's autocast instead of a cast of the weights: adapters stay float32"
     )
     contiguous_gradients: bool = True
+
+
+MeshSizes = Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=3)]
+MeshAxes = Annotated[tuple[Literal["fsdp", "dp", "data", "tp"], ...], Field(strict=False, min_length=1, max_length=3)]
+MeshShape = Annotated[tuple[MeshSizes, MeshAxes], Field(strict=False)]
 
 
 class ResourceSpec(Section):
@@ -300,10 +356,17 @@ class ResourceSpec(Section):
         None, description="tasks of a sweep that run at once, the %N of sbatch --array; left out: all, locally one"
     )
 
+    mesh_shape: MeshShape | None = Field(
+        None, description="sizes and names of a device mesh, such as [[4, 1], [fsdp, tp]]: GPUs, and ZeRO-3 for fsdp"
+    )
+
     @property
     def world_size(self) -> int:
         """Processes of the job: one per GPU."""
         return self.nodes * self.gpus_per_node
+
+    def find_conflicts(self) -> list[Conflict]:
+        return [] if self.mesh_shape is None else find_mesh_faults(self.mesh_shape, self.nodes, self.gpus_per_node)
 
 
 class ResumeSpec(Section):
@@ -336,17 +399,34 @@ class JobSpec(Section):
     resume: ResumeSpec = ResumeSpec()
     sweep: dict[Text, SweepValues] = Field({}, description='values to try for dotted keys, such as "lora.r": [8, 16]')
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_mesh(cls, values: Any) -> Any:
+        """What a mesh says and the spec leaves out: GPUs per node, and ZeRO-3 for an fsdp axis."""
+        return fill_from_mesh(values)
+
     def find_conflicts(self) -> list[Conflict]:
         found = []
+        if self.resources.mesh_shape is not None and shards_weights(self.resources.mesh_shape):
+            stage = None if self.deepspeed is None else self.deepspeed.zero_stage
+            if stage != 3:
+                message = f"its axis fsdp splits the weights, which is deepspeed.zero_stage: 3 (it is {stage})"
+                found.append(Conflict(("resources.mesh_shape", "deepspeed.zero_stage"), message))
         if self.training.eval_steps is not None and self.data.eval is None:
             found.append(Conflict(("training.eval_steps", "data.eval"), "needs data.eval, the held-out examples"))
+        unheld = [key for key in ("final_metrics", "targets") if getattr(self.training, key) and self.data.eval is None]
+        needs = "needs data.eval, the held-out examples"
+        found += [Conflict((f"training.{key}", "data.eval"), needs) for key in unheld]
+        if self.training.final_metrics and self.deepspeed is not None and self.deepspeed.zero_stage == 3:
+            message = "generates answers, which ZeRO-3 is not asked to do here: use zero_stage 2, or leave it out"
+            found.append(Conflict(("training.final_metrics", "deepspeed.zero_stage"), message))
         if self.data.packing and self.training.trainer != "trl":
             found.append(Conflict(("data.packing", "training.trainer"), "needs training.trainer: trl"))
         if self.training.bf16 and self.model.dtype == "float16":
             found.append(Conflict(("training.bf16", "model.dtype"), "contradicts model.dtype: float16"))
         if self.training.fp16 and self.model.dtype == "bfloat16":
             found.append(Conflict(("training.fp16", "model.dtype"), "contradicts model.dtype: bfloat16"))
-        return found
+        return [*found, *_find_precision_conflicts(self)]
 
     @model_validator(mode="after")
     def _sweep_names_known_keys(self) -> JobSpec:
@@ -358,6 +438,28 @@ class JobSpec(Section):
     def to_values(self) -> dict[str, Any]:
         """Plain values (dict, list, str, int, float, bool, None) that load back to an equal spec."""
         return self.model_dump(mode="json")
+
+
+def _find_precision_conflicts(spec: JobSpec) -> list[Conflict]:
+    """What the libraries refuse when the job starts, hours later."""
+    found = []
+    half = spec.training.bf16 or spec.training.fp16 or spec.model.dtype != "float32"
+    if spec.model.attn_implementation == "flash_attention_2" and not half:
+        message = "flash_attention_2 computes in bf16 or fp16 only: set training.bf16"
+        found.append(Conflict(("model.attn_implementation", "training.bf16", "model.dtype"), message))
+    if spec.training.use_liger_kernel and spec.training.trainer == "trl":
+        message = "needs training.trainer: transformers; trl has a fused loss of its own"
+        found.append(Conflict(("training.use_liger_kernel", "training.trainer"), message))
+    zero = spec.deepspeed
+    if zero is not None and zero.zero_stage == 3 and spec.model.quantization is not None:
+        message = (
+            "does not work with model.quantization: transformers loads no bitsandbytes weights under ZeRO-3; use 2"
+        )
+        found.append(Conflict(("deepspeed.zero_stage", "model.quantization"), message))
+    if zero is not None and zero.torch_autocast and not spec.training.bf16:
+        message = "is bf16 by another way: needs training.bf16: true"
+        found.append(Conflict(("deepspeed.torch_autocast", "training.bf16"), message))
+    return found
 
 
 SWEPT_SECTIONS: dict[str, type[Section]] = {

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from lora_jobs.errors import RunError
+from lora_jobs.training.reports import choose_trackers
 
 if TYPE_CHECKING:
     from lora_jobs.runs import Run
@@ -39,6 +40,7 @@ SAME_NAMES = (
     "dataloader_num_workers",
     "torch_empty_cache_steps",
     "torch_compile",
+    "use_liger_kernel",
     "seed",
 )
 
@@ -55,11 +57,19 @@ def build_arguments(spec: JobSpec, run: Run, *, load_universal: bool = False) ->
         raise RunError("training.fp16 needs a GPU and this machine shows none", hint="use bf16 or neither")
     options = {**map_options(spec), **fixed_options(run, cuda=cuda)}
     options["dataloader_pin_memory"] = spec.training.dataloader_pin_memory and cuda
-    options["tf32"] = spec.training.tf32 if cuda else None
     if spec.deepspeed is not None:
         options["deepspeed"] = json.loads(run.deepspeed_path.read_text(encoding="utf-8"))
         if load_universal:
             options["deepspeed"]["checkpoint"] = {"load_universal": True}
+        if spec.deepspeed.torch_autocast:
+            # DeepSpeed's own autocast, by its JSON. With bf16 here it would cast every weight instead.
+            options["bf16"] = False
+    arguments = _build(spec, options)
+    set_tf32(spec.training.tf32)
+    return arguments
+
+
+def _build(spec: JobSpec, options: dict[str, Any]) -> TrainingArguments:
     if spec.training.trainer == "transformers":
         return TrainingArguments(**options)
     return SFTConfig(
@@ -72,6 +82,16 @@ def build_arguments(spec: JobSpec, run: Run, *, load_universal: bool = False) ->
     )
 
 
+def set_tf32(enabled: bool) -> None:
+    """Multiply float32 matrices in TF32, or in float32 proper, on GPUs that know TF32; the others ignore it.
+
+    By torch's older switches. TrainingArguments' tf32 takes the newer one, after which the older ones raise when they
+    are read, as torch.compile does; set last, they make both readable and agree.
+    """
+    torch.set_float32_matmul_precision("high" if enabled else "highest")
+    torch.backends.cudnn.allow_tf32 = enabled
+
+
 def map_options(spec: JobSpec) -> dict[str, Any]:
     """What the spec decides, by TrainingArguments' names."""
     training = spec.training
@@ -81,6 +101,7 @@ def map_options(spec: JobSpec) -> dict[str, Any]:
     # One field for both: below 1 it is a share of all steps.
     options["warmup_steps"] = training.warmup_steps or min(training.warmup_ratio, 0.999999)
     options["lr_scheduler_kwargs"] = dict(training.lr_scheduler_kwargs) or None
+    options["report_to"] = choose_trackers(training) or "none"
     options["eval_strategy"] = "no" if training.eval_steps is None else "steps"
     if training.load_best_model_at_end or training.early_stopping_patience:
         options["metric_for_best_model"] = "loss"
@@ -103,7 +124,6 @@ def fixed_options(run: Run, *, cuda: bool) -> dict[str, Any]:
         "include_num_input_tokens_seen": "non_padding",
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "disable_tqdm": True,
-        "report_to": "none",
         "log_level": "error",
         "label_names": ["labels"],
         "remove_unused_columns": True,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lora_jobs.checkpoints import clear_for_save, verify_checkpoint
 from lora_jobs.runs import load_metrics
+from lora_jobs.training.answers import generate
 from lora_jobs.training.data import take_prompt
+from lora_jobs.training.measures import measure_final
 from lora_jobs.training.saving import commit_together
 
 if TYPE_CHECKING:
@@ -17,19 +17,28 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from lora_jobs.runs import Run
+    from lora_jobs.spec import JobSpec
     from lora_jobs.training.agreement import Agreement
     from lora_jobs.training.record import Recorder
     from lora_jobs.training.trainers import OwnTrainer
 
-SAMPLE_TOKENS = 32
+# At most 32 tokens, and no three of them twice: small models get into loops.
+SAMPLING = {"max_new_tokens": 32, "no_repeat_ngram_size": 3}
 
 
 def finish_run(
-    trainer: OwnTrainer, run: Run, agreement: Agreement, recorder: Recorder | None, *, metadata: Mapping[str, Any]
+    trainer: OwnTrainer,
+    run: Run,
+    spec: JobSpec,
+    agreement: Agreement,
+    recorder: Recorder | None,
+    *,
+    metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Evaluate, save and commit the adapter, record a sample. Every rank calls it and gets the same result."""
+    """Evaluate, save and commit the adapter, measure and sample it. Every rank calls it and gets the same result."""
     evaluate_after(trainer, agreement, recorder)
     save_adapter(trainer, run, agreement, recorder, metadata)
+    measure_final(trainer, spec.training, agreement, recorder)
     record_sample(trainer, recorder)
     agreement.wait()
     losses = {row["phase"]: row["eval_loss"] for row in load_metrics(run) if row.get("kind") == "eval"}
@@ -111,9 +120,9 @@ def record_sample(trainer: Trainer, recorder: Recorder | None) -> None:
     model, tokenizer = trainer.model, trainer.processing_class
     try:
         model.eval()
-        answer = generate(model, prompt, tokenizer)
+        answer = generate(model, prompt, tokenizer, **SAMPLING)
         with model.disable_adapter():
-            base = generate(model, prompt, tokenizer)
+            base = generate(model, prompt, tokenizer, **SAMPLING)
     except (RuntimeError, ValueError) as error:
         recorder.note("sample_failed", reason=str(error)[:300])
         return
@@ -124,19 +133,3 @@ def record_sample(trainer: Trainer, recorder: Recorder | None) -> None:
         "without_adapter": base,
     }
     recorder.sample(trainer.state.global_step, row)
-
-
-@torch.no_grad()
-def generate(model: Any, prompt: list[int], tokenizer: Any) -> str:
-    """Greedy continuation of a prompt, at most 32 tokens; no three tokens twice, since small models get into loops."""
-    ids = torch.tensor([prompt], device=model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=SAMPLE_TOKENS,
-        do_sample=False,
-        no_repeat_ngram_size=3,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return str(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)).strip()

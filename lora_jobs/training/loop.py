@@ -26,10 +26,11 @@ from lora_jobs.training.data import Examples, load_examples
 from lora_jobs.training.deadline import Pace, Watch, find_end_time
 from lora_jobs.training.entry import SavedStop
 from lora_jobs.training.finish import finish_run, load_best_weights
-from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer
+from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer, widen_adapters
 from lora_jobs.training.probe import Probe
 from lora_jobs.training.provenance import describe_inputs
 from lora_jobs.training.record import Recorder
+from lora_jobs.training.reports import close_reports, place_reports
 from lora_jobs.training.schedule import PresentRate
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
 
@@ -55,6 +56,7 @@ def run_training(
     """Train to the end, save the adapter, return {"adapter", "steps", "losses"}; SavedStop after a signalled save."""
     prepare_libraries(spec)
     refuse_missing_gpu(run, launch)
+    place_reports(run, os.environ)
     resume_from = run.checkpoints / attempt.resume_from if attempt.resume_from else None
     converts = needs_conversion(resume_from, launch.world_size)
     args = build_arguments(spec, run, load_universal=converts)
@@ -83,11 +85,12 @@ def run_training(
             start = other or resume_from
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
+        close_reports()
         if recorder is not None:
             recorder.learn_constants(facts["device"], facts["world_size"])
     if args.load_best_model_at_end:
         load_best_weights(trainer, run, agreement, recorder)
-    return finish_run(trainer, run, agreement, recorder, metadata=facts)
+    return finish_run(trainer, run, spec, agreement, recorder, metadata=facts)
 
 
 def leave_if_asked(agreement: Agreement, stop: StopFlag, recorder: Recorder | None) -> None:
@@ -170,7 +173,10 @@ def build_trainer(
     """TRL's trainer with its fused loss, or the plain one with the stock loss; both on the same tokens."""
     sets = {"train_dataset": train.dataset, "eval_dataset": held_out.dataset if held_out else None}
     if spec.training.trainer == "trl":
-        return OwnSFTTrainer(model=model, args=args, processing_class=tokenizer, **sets)
+        trainer = OwnSFTTrainer(model=model, args=args, processing_class=tokenizer, **sets)
+        if spec.training.fp16 and spec.model.quantization is not None:
+            widen_adapters(model)
+        return trainer
     collator = DataCollatorForLanguageModeling(
         pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=spec.data.pad_to_multiple_of
     )

@@ -82,7 +82,10 @@ def build_lora_config(lora: LoraSpec) -> LoraConfig:
         r=lora.r,
         lora_alpha=alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+        target_modules=_list_or_text(lora.targets),
+        exclude_modules=_list_or_text(lora.exclude_modules),
+        layers_to_transform=list(lora.layers_to_transform) or None,
+        init_lora_weights=lora.init_lora_weights,
         modules_to_save=list(lora.modules_to_save) or None,
         bias=lora.bias,
         use_rslora=lora.use_rslora,
@@ -92,6 +95,10 @@ def build_lora_config(lora: LoraSpec) -> LoraConfig:
         alpha_pattern=dict(lora.alpha_pattern),
         trainable_token_indices=list(lora.trainable_token_indices) or None,
     )
+
+
+def _list_or_text(names: tuple[str, ...] | str) -> list[str] | str | None:
+    return names if isinstance(names, str) else list(names) or None
 
 
 def add_adapter(base: PreTrainedModel, spec: JobSpec, *, zero_stage: int | None) -> PeftModel:
@@ -106,6 +113,15 @@ def add_adapter(base: PreTrainedModel, spec: JobSpec, *, zero_stage: int | None)
         return get_peft_model(base, build_lora_config(spec.lora), autocast_adapter_dtype=autocast)
     except ValueError as error:
         raise SpecError(f"lora: {first_line(error)}", hint="`lora-jobs check` names the modules that exist") from error
+
+
+def widen_adapters(model: PeftModel) -> None:
+    """What is trained, in float32: SFTTrainer makes the adapters of a quantized model bfloat16, which has no use for
+    fp16's gradient scaler and is less exact.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
 
 
 def first_line(error: BaseException) -> str:

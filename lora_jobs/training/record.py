@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from lora_jobs.errors import RunError
-from lora_jobs.runs import append_metrics, load_metrics, observe_memory, record_constants
+from lora_jobs.runs import append_metrics, load_metrics, observe_memory, record_constants, sync_metrics
 from lora_jobs.sizing import detected_gpu
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lora_jobs.runs import Attempt, Run
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+# A row of every step is in the file at once, and safe from a failing machine after this long, or at the next commit.
+SECONDS_BETWEEN_SYNCS = 1.0
 
 
 def measure_memory() -> dict[str, int]:
@@ -59,6 +63,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         self._began = time.monotonic()
         self._seconds = 0.0
         self._tokens = 0.0
+        self._synced = time.monotonic()
 
     def note(self, event: str, **values: Any) -> None:
         """A row of kind "note" about this attempt."""
@@ -138,6 +143,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
             if observation is not None:
                 record_constants(self.run.directory.parent, self.run.id, observation)
 
+    def record_final(self, step: int, metrics: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+        """A row of kind "final": what the finished adapter reaches, beside what was expected; a line for each."""
+        self._write({"kind": "final", "step": step, "metrics": dict(metrics), "targets": dict(targets)})
+        for name, value in metrics.items():
+            target = targets.get(name)
+            met = "reached" if target and target["met"] else "NOT reached"
+            self.say(f"{name}: {value:.4g}" + (f" (expected {target['expected']:g}: {met})" if target else ""))
+
     def sample(self, step: int, row: Mapping[str, str]) -> None:
         """A row of kind "sample": what the model answers with and without the adapter."""
         self._write({"kind": "sample", "step": step, **row})
@@ -145,10 +158,19 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         self.say(f"without adapter: {row['without_adapter']}")
         self.say(f"with adapter:    {row['with_adapter']}")
 
+    def sync(self) -> None:
+        """Make every row so far durable: a committed step's rows are there whatever happens next."""
+        sync_metrics(self.run)
+        self._synced = time.monotonic()
+
     def _write(self, row: dict[str, Any]) -> None:
         """A full disk costs rows, not the run: whether training may go on without saves is decided at the saves."""
+        durable = row["kind"] != "train" or time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS
+        record = {"time": time.time(), "attempt": self.attempt.number, **row}
         try:
-            append_metrics(self.run, {"time": time.time(), "attempt": self.attempt.number, **row})
+            append_metrics(self.run, record, durable=durable)
         except RunError as error:
             if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE):
                 raise
+        if durable:
+            self._synced = time.monotonic()

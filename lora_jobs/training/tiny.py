@@ -1,6 +1,6 @@
-"""A tiny Gemma 2 with random weights, its own tokenizer and chat template, and rows to train it on: for the tests.
+"""Tiny models with random weights, a tokenizer and chat template, and rows to train them on: for the tests.
 
-It has the real architecture (soft-capping, sliding windows, tied embeddings) and takes milliseconds a step.
+They have the real architectures (Gemma 2 soft-caps, and slides its windows) and take milliseconds a step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lora_jobs.runs import write_atomic
 
@@ -19,10 +19,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from transformers import PreTrainedModel
+
 VOCABULARY = 512
 COLOURS = ("red", "green", "blue", "black", "orange", "purple", "grey", "yellow")
 SHAPES = {"circle": 'circle r="{0}"', "square": 'rect width="{0}" height="{0}"', "line": 'path d="M0 0H{0}"'}
 SIZES = {"small": 2, "large": 9, "huge": 40}
+SIZES_OF_ALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+}
+GEMMA = {"head_dim": 16, "sliding_window": 32, "query_pre_attn_scalar": 16, "eos_token_id": [1, 5]}
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "tiny_gemma2": ("gemma2", GEMMA),
+    "tiny_gemma3": ("gemma3_text", GEMMA),
+    "tiny_llama": ("llama", {"eos_token_id": 1, "tie_word_embeddings": True}),
+    "tiny_qwen2": ("qwen2", {"eos_token_id": 1, "tie_word_embeddings": False}),
+    "tiny_mistral": ("mistral", {"eos_token_id": 1, "head_dim": 16, "sliding_window": None}),
+}
 TURNS = (
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' }}"
     "{{ 'model' if message['role'] == 'assistant' else message['role'] }}{{ '\n' + message['content'] | trim }}"
@@ -59,36 +80,24 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def build_model() -> Gemma2ForCausalLM:
-    """Gemma 2 with 3 layers of hidden size 64 and a window of 32; the same weights on every call."""
-    config = Gemma2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        sliding_window=32,
-        max_position_embeddings=512,
-        query_pre_attn_scalar=16,
-        pad_token_id=0,
-        eos_token_id=[1, 5],
-        bos_token_id=2,
-    )
+def build_model(name: str = "tiny_gemma2") -> PreTrainedModel:
+    """A model of FAMILIES with 3 layers of hidden size 64; the same weights on every call."""
+    model_type, options = FAMILIES[name]
+    config = AutoConfig.for_model(model_type, **SIZES_OF_ALL, **options)
     random_state = torch.get_rng_state()
     torch.manual_seed(0)
-    model = Gemma2ForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     torch.set_rng_state(random_state)
     return model
 
 
 def make_tiny(models: Path, data: Path) -> None:
-    """Write models/tiny_gemma2 and data/tiny/{train,eval,chat,prompt}.jsonl. Takes a second."""
+    """Write models/tiny_*, one of each family, and data/tiny/{train,eval,chat,prompt}.jsonl. Takes a second."""
     rows = build_rows()
-    directory = models / "tiny_gemma2"
-    build_tokenizer(f"{row['svg']}\n{row['caption']}" for row in rows).save_pretrained(directory)
-    build_model().save_pretrained(directory)
+    tokenizer = build_tokenizer(f"{row['svg']}\n{row['caption']}" for row in rows)
+    for name in FAMILIES:
+        tokenizer.save_pretrained(models / name)
+        build_model(name).save_pretrained(models / name)
     held_out = [row for index, row in enumerate(rows) if index % 9 == 4]
     training = [row for index, row in enumerate(rows) if index % 9 != 4]
     write_rows(data / "tiny" / "train.jsonl", training)

@@ -89,10 +89,7 @@ def find_unfetched(spec: JobSpec, environment: ClusterEnvironment) -> Iterator[P
     cache = find_cache({**os.environ, **environment.environment})
     for source in list_sources(spec):
         if _find_cached(cache, source) is None:
-            message = (
-                f"{source.repository} is not in {cache}, and {environment.name}'s nodes are offline: lora-jobs fetch"
-            )
-            yield Problem(source.key, message)
+            yield Problem(source.key, f"{source.repository} is not in {cache}, for offline nodes: lora-jobs fetch")
 
 
 def name_fetched_model(spec: JobSpec, environment: ClusterEnvironment) -> JobSpec:

@@ -46,11 +46,11 @@ from lora_jobs.workflows.comparing_specs import (
 )
 from lora_jobs.workflows.evidence import read_text
 from lora_jobs.workflows.observing import RunStatus, load_stored_spec, observe_runs
+from lora_jobs.workflows.packages import refuse_missing_packages
 from lora_jobs.workflows.submitting import (
     SubmitReport,
     plan_run,
     refuse_blockers,
-    refuse_missing_packages,
     refuse_unfit,
     send,
 )

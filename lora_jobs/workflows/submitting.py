@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 import sys
@@ -40,6 +39,7 @@ from lora_jobs.runs import (
 from lora_jobs.spec import JobSpec, load_spec
 from lora_jobs.units import format_gib
 from lora_jobs.workflows.checking import CheckReport, load_report
+from lora_jobs.workflows.packages import refuse_missing_packages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,22 +136,6 @@ def refuse_blockers(report: CheckReport) -> None:
     """What `check` only warns of: data that is not there, an account that the cluster asks for."""
     if report.blockers:
         raise SpecError(f"the job {report.spec.name} can't be submitted yet", problems=report.blockers)
-
-
-def refuse_missing_packages(report: CheckReport) -> None:
-    """Where the job runs in this very interpreter, what training imports must be there: better now than on the node."""
-    if report.environment.python not in (None, sys.executable):
-        return
-    wanted = ["torch", "transformers", "peft", "trl", "datasets"]
-    wanted += ["deepspeed"] if report.spec.deepspeed else []
-    wanted += ["bitsandbytes"] if report.spec.model.quantization or "bit" in report.spec.training.optim else []
-    if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
-        install = "pip install '.[train,quantization]' -c envs/constraints.txt in the checkout"
-        other = f", or name another interpreter as `python:` in envs/{report.environment.name}.yaml"
-        raise ClusterError(
-            f"the job would run in {sys.executable}, which can't train: {', '.join(missing)} not installed",
-            hint=install + (other if report.backend == "slurm" else ""),
-        )
 
 
 def find_finished_run(spec: JobSpec, root: Path) -> Run | None:

@@ -36,12 +36,12 @@ from lora_jobs.runs import (
 from lora_jobs.spec import Variant, count_variants, expand_sweep, load_document, parse_sweep_option, show_variant
 from lora_jobs.units import format_gib
 from lora_jobs.workflows.checking import CheckReport, check_spec, load_report
+from lora_jobs.workflows.packages import refuse_missing_packages
 from lora_jobs.workflows.submitting import (
     SubmitReport,
     find_versions,
     preflight_script,
     refuse_blockers,
-    refuse_missing_packages,
     submit_job,
 )
 

@@ -33,11 +33,12 @@ for path in sys.argv[1:]:
     read = DeepSpeedConfig(config.config)
     zero = read.zero_config
     found[path.rpartition("/")[2]] = {
-        "auto": "auto" in json.dumps(config.config), "stage": int(zero.stage), "reduce": zero.reduce_bucket_size,
+        "auto": '"auto"' in json.dumps(config.config), "stage": int(zero.stage), "reduce": zero.reduce_bucket_size,
         "allgather": zero.allgather_bucket_size, "micro": read.train_micro_batch_size_per_gpu,
         "accumulation": read.gradient_accumulation_steps, "clipping": read.gradient_clipping,
         "bf16": read.bfloat16_config.enabled, "fp16": read.float16_config.enabled,
         "offload": None if zero.offload_optimizer is None else str(zero.offload_optimizer.device),
+        "autocast": str(read.torch_autocast_dtype) if read.torch_autocast_enabled else None,
         "optimizer": read.optimizer_name, "own_cpu_optimizer": read.zero_force_ds_cpu_optimizer,
     }
 print("FOUND " + json.dumps(found))
@@ -59,11 +60,13 @@ def test_trainer_and_deepspeed_read_what_the_spec_says() -> None:
     line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
     common = {
         "auto": False, "stage": 2, "reduce": 256, "allgather": 500_000_000, "micro": 3, "accumulation": 4,
-        "clipping": 0.5, "bf16": False, "fp16": False, "offload": None, "optimizer": None, "own_cpu_optimizer": True,
+        "clipping": 0.5, "bf16": False, "fp16": False, "offload": None, "autocast": None, "optimizer": None,
+        "own_cpu_optimizer": True,
     }  # fmt: skip
     assert json.loads(line.removeprefix("FOUND ")) == {
         "deepspeed_zero2.json": common,
         "deepspeed_zero2_bf16_buckets.json": {**common, "reduce": 500_000_000, "bf16": True},
+        "deepspeed_zero2_torch_autocast.json": {**common, "autocast": "torch.bfloat16"},
         "deepspeed_zero2_offload.json": {**common, "offload": "cpu", "own_cpu_optimizer": False},
         "deepspeed_zero3_fp16.json": {**common, "stage": 3, "fp16": True},
     }

@@ -10,7 +10,7 @@ import pytest
 
 from lora_jobs.sizing import MODELS, ModelShape, count_parameters, count_trainable, find_shape
 from lora_jobs.sizing.modules import list_modules
-from lora_jobs.sizing.targets import match_targets
+from lora_jobs.sizing.targets import find_adapted, match_targets
 from lora_jobs.spec.job import DEFAULT_TARGETS, LoraSpec
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "all-linear": {"r": 4, "target_modules": "all-linear"},
     "DoRA": {"r": 8, "target_modules": ("q_proj", "down_proj"), "use_dora": True},
+    "two layers": {"r": 8, "target_modules": ("q_proj", "up_proj"), "layers_to_transform": (0, 3)},
+    "without names": {"r": 8, "target_modules": "all-linear", "exclude_modules": ("down_proj", "vision_tower")},
+    "without an expression": {"r": 8, "target_modules": SEVEN, "exclude_modules": r".*(vision|mlp).*"},
+    "JAX names": {
+        "r": 4, "target_modules": r"(?!.*vision).*(q_einsum|kv_einsum|attn_vec_einsum|gate_proj|down_proj|up_proj)",
+    },
     "all biases": {"r": 8, "target_modules": ("o_proj",), "bias": "all"},
     "biases of the adapted": {"r": 8, "target_modules": ("q_proj", "o_proj"), "bias": "lora_only"},
     "head and embedding saved": {"r": 64, "target_modules": SEVEN, "modules_to_save": HEAD_AND_EMBEDDING},
@@ -96,17 +102,13 @@ def build_model(shape: ModelShape) -> Any:
 
 
 def add_adapter(model: Any, lora: LoraSpec) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = LoraConfig(
-        rank_pattern=dict(lora.rank_pattern), trainable_token_indices=list(lora.trainable_token_indices) or None,
-        task_type="CAUSAL_LM", r=lora.r, target_modules=targets, modules_to_save=list(lora.modules_to_save) or None,
-        bias=lora.bias, use_dora=lora.use_dora, ensure_weight_tying=lora.ensure_weight_tying,
-    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter(FORGIVEN)
-        return get_peft_model(model, config)
+        from peft import get_peft_model
+
+        from lora_jobs.training.model import build_lora_config
+
+        return get_peft_model(model, build_lora_config(lora))
 
 
 @pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
@@ -134,9 +136,7 @@ def test_trainable_parameters_are_those_of_peft(name: str, variant: str) -> None
         adapted = {
             key.removeprefix("base_model.model.") for key, module in model.named_modules() if hasattr(module, "lora_A")
         }
-        matched = match_targets(shape, lora.target_modules)
-        saved = [module for module in matched if any(part in module.name.split(".") for part in lora.modules_to_save)]
-        assert {module.name for module in matched if module not in saved} == adapted
+        assert {module.name for module in find_adapted(shape, lora)} == adapted
 
 
 @pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)

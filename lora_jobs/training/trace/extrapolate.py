@@ -127,10 +127,10 @@ def _by_instant(peaks: dict[str, int], layers: int) -> dict[str, int]:
 
 
 def _names_layers(spec: JobSpec) -> bool:
-    """Whether the adapters may differ between layers of one kind: a regular expression with a number in it."""
-    targets = spec.lora.target_modules
-    patterns = [*spec.lora.rank_pattern, *spec.lora.alpha_pattern, *([targets] if isinstance(targets, str) else [])]
-    return any(letter.isdigit() for pattern in patterns for letter in pattern)
+    """Whether the adapters may differ between layers of one kind: numbered layers, or a number in an expression."""
+    expressions = [names for names in (spec.lora.targets, spec.lora.exclude_modules) if isinstance(names, str)]
+    patterns = [*spec.lora.rank_pattern, *spec.lora.alpha_pattern, *expressions]
+    return bool(spec.lora.layers_to_transform) or any(letter.isdigit() for text in patterns for letter in text)
 
 
 def _cache_key(spec: JobSpec, config: Any, versions: dict[str, str]) -> str:

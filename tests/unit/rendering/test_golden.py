@@ -83,6 +83,7 @@ DEEPSPEED = {
         "training.bf16=true",
     ),
     "zero2_offload": ("deepspeed={zero_stage: 2, offload_optimizer: true}",),
+    "zero2_torch_autocast": ("deepspeed={zero_stage: 2, torch_autocast: true}", "training.bf16=true"),
     "zero3_fp16": ("deepspeed={zero_stage: 3, overlap_comm: true}", "training.fp16=true", "model.dtype=float32"),
 }
 

@@ -1,0 +1,51 @@
+"""Experiment trackers beside metrics.jsonl: which of them a run reports to, and where each writes."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+    from lora_jobs.runs import Run
+    from lora_jobs.spec import TrainingSpec
+
+# What a site without internet on its compute nodes exports, in the environment file or in the user's shell.
+OFFLINE_MARKS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def choose_trackers(spec: TrainingSpec) -> list[str]:
+    """By name, as TrainingArguments takes them: those of the spec, or TensorBoard where it is installed."""
+    if spec.report_to is not None:
+        return list(spec.report_to)
+    return ["tensorboard"] if find_spec("tensorboard") is not None else []
+
+
+def is_offline(environment: Mapping[str, str]) -> bool:
+    """Whether the environment says that there is no internet."""
+    return any(environment.get(name, "0").lower() not in ("", "0", "false", "no", "off") for name in OFFLINE_MARKS)
+
+
+def place_reports(run: Run, environment: MutableMapping[str, str]) -> None:
+    """Everything into the run's directory, under one id for all attempts; W&B without internet where there is none.
+
+    What the user has set stays.
+    """
+    environment.setdefault("TENSORBOARD_LOGGING_DIR", str(run.directory / "tensorboard"))
+    environment.setdefault("WANDB_DIR", str(run.directory))
+    environment.setdefault("WANDB_NAME", run.id)
+    environment.setdefault("WANDB_RUN_ID", run.id)
+    environment.setdefault("WANDB_RESUME", "allow")
+    environment.setdefault("WANDB_PROJECT", "lora-jobs")
+    environment.setdefault("TRACKIO_DIR", str(run.directory / "trackio"))
+    if is_offline(environment):
+        environment.setdefault("WANDB_MODE", "offline")
+
+
+def close_reports() -> None:
+    """Let W&B write what it holds: an attempt that ends by a signal leaves no time at the interpreter's exit."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish(quiet=True)

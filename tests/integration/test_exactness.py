@@ -1,0 +1,201 @@
+"""Numbers that must be equal: merged and adapted models, accumulated and whole batches; what a finished run states."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tiny_runs import read_logs
+
+from lora_jobs.runs import load_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tiny_runs import RankServer
+
+    from lora_jobs.runs import Run
+
+pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
+
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "tiny_gemma2": {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    "tiny_gemma3": {"use_rslora": True},
+    "tiny_llama": {"use_dora": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 4}},
+    "tiny_qwen2": {"modules_to_save": ["lm_head"], "bias": "none"},
+    "tiny_mistral": {"init_lora_weights": "gaussian", "layers_to_transform": [0, 2]},
+}
+
+
+def train(ranks: RankServer, run: Run, count: int = 1) -> list[dict[str, Any]]:
+    """Train to the end; the rows of metrics.jsonl."""
+    assert ranks.start(run, count).wait() == [0] * count, read_logs(run)
+    return load_metrics(run)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_familys_adapter_reloads_and_merges_exactly(
+    name: str, ranks: RankServer, make_run: Callable[..., Run], tiny: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    path = str(tiny / "models" / name)
+    training = {"max_steps": 3, "save_steps": 3, "activation_checkpointing": True}
+    model = {"name_or_path": path, "attn_implementation": "eager"}
+    run = make_run("family-1", model=model, lora={"target_modules": SEVEN, **ADAPTERS[name]}, training=training)
+    rows = train(ranks, run)
+    before, after = (row["eval_loss"] for row in rows if row["kind"] == "eval")
+    assert after < before - 0.05
+
+    ids = torch.arange(6, 46).reshape(2, 20)
+    with torch.no_grad():
+        options = {"attn_implementation": "eager", "dtype": torch.float32}
+        base = AutoModelForCausalLM.from_pretrained(path, **options).eval()
+        untrained = base(input_ids=ids).logits.clone()
+        adapted = PeftModel.from_pretrained(base, run.adapter).eval()
+        wanted = adapted(input_ids=ids).logits.clone()
+        merged = adapted.merge_and_unload()
+        found = merged(input_ids=ids).logits
+    assert (wanted - untrained).abs().max() > 0.05
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    tied = merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+    assert tied is (name in ("tiny_gemma2", "tiny_gemma3", "tiny_llama"))
+
+
+@pytest.mark.parametrize("trainer", ["trl", "transformers"])
+def test_accumulated_batches_train_as_one_whole_batch(
+    trainer: str, ranks: RankServer, make_run: Callable[..., Run]
+) -> None:
+    """Completions of unequal length: a mean of the micro-batches' means would be another loss."""
+    found = []
+    for number, (batch, accumulation, count) in enumerate([(16, 1, 1), (1, 16, 1), (2, 4, 2)], start=1):
+        training = {
+            "trainer": trainer, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation,
+            "max_steps": 3, "save_steps": 3, "max_grad_norm": 0.0,
+        }  # fmt: skip
+        resources = {"gpus_per_node": count}
+        run = make_run(f"batch-{number}", training=training, lora={"lora_dropout": 0.0}, resources=resources)
+        rows = [row for row in train(ranks, run, count) if row["kind"] == "train"]
+        found.append([(row["loss"], row["grad_norm"]) for row in rows])
+    whole, *accumulated = found
+    for steps in accumulated:
+        for (loss, norm), (wanted_loss, wanted_norm) in zip(steps, whole, strict=True):
+            assert loss == pytest.approx(wanted_loss, rel=2e-4)
+            assert norm == pytest.approx(wanted_norm, rel=2e-3)
+
+
+def test_a_step_of_a_thousand_batches(ranks: RankServer, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    """One optimizer step of 1,024 single rows is a step of 16 batches of 64 of them."""
+    rows = "".join(json.dumps({"text": f"{'word ' * (1 + number % 3)}{number % 7}"}) + "\n" for number in range(1024))
+    (tmp_path / "train.jsonl").write_text(rows)
+    data = {"train": str(tmp_path / "train.jsonl"), "eval": None, "format": "text", "instruction": None}
+    found = []
+    for number, (batch, accumulation) in enumerate([(1, 1024), (64, 16)], start=1):
+        training = {
+            "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation,
+            "max_steps": 1, "save_steps": 1,
+        }  # fmt: skip
+        run = make_run(f"long-{number}", training=training, lora={"lora_dropout": 0.0}, data=data)
+        (step,) = [row for row in train(ranks, run) if row["kind"] == "train"]
+        found.append(step)
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=2e-4)
+    assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=2e-3)
+
+
+@pytest.mark.parametrize("trainer", ["trl", "transformers"])
+def test_trained_tokens_merge_exactly_where_the_trainer_takes_them(
+    trainer: str, ranks: RankServer, make_run: Callable[..., Run], tiny: Path
+) -> None:
+    """On an untied model both trainers take them; a tied one is refused by check for TRL."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    name = "tiny_qwen2" if trainer == "trl" else "tiny_gemma3"
+    path = str(tiny / "models" / name)
+    training = {"max_steps": 2, "save_steps": 2, "trainer": trainer}
+    run = make_run(
+        "tokens-1", model={"name_or_path": path}, lora={"trainable_token_indices": [4, 5]}, training=training
+    )
+    train(ranks, run)
+    ids = torch.tensor([[2, 4, 30, 5, 40, 41]])
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), run.adapter
+        )
+        wanted = adapted.eval()(input_ids=ids).logits.clone()
+        found = adapted.merge_and_unload()(input_ids=ids).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_final_metrics_beside_their_targets(count: int, ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    from sacrebleu import corpus_bleu
+
+    training = {
+        "max_steps": 40, "learning_rate": 0.02, "final_metrics": ["bleu"], "final_examples": 5, "max_new_tokens": 12,
+        "targets": {"eval_loss": 0.01, "perplexity": 500, "bleu": 0.5},
+    }  # fmt: skip
+    run = make_run("final-1", training=training, resources={"gpus_per_node": count})
+    rows = train(ranks, run, count)
+    (final,) = [row for row in rows if row["kind"] == "final"]
+    (after,) = [row for row in rows if row["kind"] == "eval" and row["phase"] == "after"]
+    reached = final["metrics"]
+    assert reached["eval_loss"] == after["eval_loss"]
+    assert reached["perplexity"] == pytest.approx(math.exp(after["eval_loss"]))
+    assert 0 <= reached["bleu"] <= 100
+    assert final["targets"]["bleu"] == {"expected": 0.5, "reached": reached["bleu"], "met": reached["bleu"] >= 0.5}
+    assert (final["targets"]["eval_loss"]["met"], final["targets"]["perplexity"]["met"]) == (False, True)
+    assert "(expected 0.01: NOT reached)" in (run.logs / "attempt-1.out").read_text()
+    from lora_jobs.training.measures import score_bleu
+
+    answers, wanted = ["A large red square.", "A small line."], ["A large red square.", "A small blue line."]
+    assert score_bleu(answers, wanted) == corpus_bleu(answers, [wanted]).score
+    assert score_bleu(wanted, wanted) == pytest.approx(100)
+
+
+def test_tensorboard_holds_every_step_also_of_a_resumed_run(ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = make_run("board-1", training={"max_steps": 4, "eval_steps": 2})
+    train(ranks, run)
+    events = EventAccumulator(str(run.directory / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("eval/loss")][:2] == [0, 2]
+
+
+def test_no_tracker_leaves_nothing(ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    run = make_run("silent-1", training={"max_steps": 1, "report_to": []})
+    train(ranks, run)
+    assert not list(run.directory.rglob("*tfevents*"))
+
+
+def test_where_trackers_write_and_when_they_are_offline(make_run: Callable[..., Run]) -> None:
+    from lora_jobs.training.reports import is_offline, place_reports
+
+    run = make_run("placed-1")
+    environment = {"HF_HUB_OFFLINE": "1", "WANDB_PROJECT": "mine"}
+    place_reports(run, environment)
+    assert environment["WANDB_MODE"] == "offline"
+    assert environment["WANDB_PROJECT"] == "mine"
+    assert environment["WANDB_RUN_ID"] == "placed-1"
+    assert environment["TENSORBOARD_LOGGING_DIR"] == str(run.directory / "tensorboard")
+    assert not is_offline({"HF_HUB_OFFLINE": "0"})
+    online: dict[str, str] = {}
+    place_reports(run, online)
+    assert "WANDB_MODE" not in online
+
+
+def test_memory_and_speed_are_in_every_row(ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    rows = train(ranks, make_run("measured-1", training={"max_steps": 2}))
+    for row in (row for row in rows if row["kind"] == "train"):
+        assert {"loss", "learning_rate", "grad_norm", "memory_allocated_bytes", "memory_reserved_bytes"} <= row.keys()
+        assert row["tokens_per_second"] > 0
+        assert row["host_memory_bytes"] > 100_000_000
