@@ -100,10 +100,10 @@ def measure_checkpoints(directory: Path) -> list[Row]:
     """Committing and verifying one checkpoint against reading its files once."""
     data = os.urandom(CHECKPOINT_BYTES // 4)
     for number in range(4):
-        (directory / f"shard_{number}.bin").write_bytes(data)
+        (directory / f"shard_{number}.data").write_bytes(data)
 
     def read() -> None:
-        for path in directory.glob("*.bin"):
+        for path in directory.glob("*.data"):
             path.read_bytes()
 
     def commit() -> None:

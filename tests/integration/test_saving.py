@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,8 @@ from tiny_runs import RankServer, read_logs
 
 from lora_jobs.checkpoints import list_checkpoints, load_manifest, verify_checkpoint
 from lora_jobs.runs import EXIT_DISK_FULL, Run, load_attempts, load_metrics
+from lora_jobs.training.attempt import begin
+from lora_jobs.training.launch import Launch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,3 +75,22 @@ def test_a_checkpoint_larger_than_the_disk_is_not_begun(ranks: RankServer, make_
     assert [note["step"] for note in list_notes(run, "save_skipped")] == [2, 4]
     assert list_checkpoints(run.checkpoints) == []
     assert "bytes free, the next checkpoint needs 1,050,000,000,016,777,216" in (load_attempts(run)[0].reason or "")
+
+
+def test_what_was_loaded_is_compared_with_what_was_committed(ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    """The adapter changes after it was verified and before it is loaded: nothing is trained on it."""
+    run = make_run("swapped-1", training={"trainer": "transformers", "max_steps": 2, "save_steps": 2})
+    assert ranks.start(run, 1).wait() == [0], read_logs(run)
+    shutil.rmtree(run.adapter)
+    attempt, _ = begin(run, Launch("slurm", "4711", 0, 0, 0, 1, "here"))
+    assert attempt.resume_from == "checkpoint-2"
+    weights = run.checkpoints / "checkpoint-2" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+    assert ranks.start_slurm_task(run, "4711").wait() == [5]
+    (note,) = list_notes(run, "failed")
+    assert "checkpoint-2 is good, but what was loaded from it is not what it holds" in note["reason"]
+    assert "rank 0: the adapter in the model differs" in note["reason"]
+    assert not run.adapter.exists()

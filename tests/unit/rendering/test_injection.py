@@ -54,11 +54,11 @@ lora: {r: 8, target_modules: [q_proj], modules_to_save: [lm_head]}
 data:
   {train: train, eval: test, dataset: org/drawings, dataset_config: small, dataset_revision: main, format: svg_caption,
    instruction: Say what this shows.}
-training: {max_steps: 3}
+training: {max_steps: 3, report_to: [tensorboard]}
 deepspeed: {zero_stage: 2}
 resources:
   {cluster: somewhere, partition: main, account: mine, qos: fast, reservation: ours, constraint: a&b, gpu: A100-64,
-   mem: 1G, time: "00:30:00"}
+   mem: 1G, time: "00:30:00", mesh_shape: [[1, 1], [dp, fsdp]]}
 sweep: {lora.r: [8, 16]}
 """
 VALUES = parse_spec(FULL, source="full.yaml").to_values()

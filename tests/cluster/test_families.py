@@ -1,0 +1,97 @@
+"""The shipped specs, scaled down to random models of the same families, through a real Slurm to an adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from slurm_cluster import ACCOUNT
+
+from lora_jobs.checkpoints import verify_checkpoint
+from lora_jobs.runs import load_metrics
+from lora_jobs.workflows.observing import observe_runs
+from lora_jobs.workflows.submitting import submit_job
+
+if TYPE_CHECKING:
+    from slurm_cluster import SlurmCluster
+
+    from lora_jobs.runs import Run
+
+pytestmark = [pytest.mark.slurm, pytest.mark.train]
+
+JOBS = Path(__file__).parents[2] / "jobs"
+SECONDS = 600.0
+SVG = ("train", "eval")
+# The spec, the tiny model, the data's files, and what is smaller: sizes, never kinds.
+CASES = {
+    "gemma2_9b_svg": ("tiny_gemma2", SVG, (
+        "lora.r=8", "lora.lora_alpha=16", "training.gradient_accumulation_steps=2", "training.num_train_epochs=null",
+        "training.eval_steps=1", "training.save_steps=1", "training.dataloader_num_workers=0",
+        "deepspeed.allgather_bucket_size=100000", "deepspeed.reduce_bucket_size=100000",
+    )),
+    "gemma3_1b": ("tiny_gemma3", SVG, ("training.num_train_epochs=null", "training.eval_steps=1",
+                                       "training.save_steps=1")),
+    "llama32_3b_climate_qlora": ("tiny_llama", ("text", "text"), (
+        "training.gradient_accumulation_steps=2", "training.num_train_epochs=null",
+    )),
+    "gemma3_270m": ("tiny_qwen2", SVG, ("training.num_train_epochs=null", "training.eval_steps=2",
+                                        "training.gradient_accumulation_steps=2", "training.save_steps=2")),
+    "smollm2_135m_svg": ("tiny_mistral", SVG, ()),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("families")
+    command = [sys.executable, "-m", "lora_jobs.training.demo", "tiny", "--models", "models", "--data", "data"]
+    subprocess.run(command, cwd=directory, check=True, capture_output=True)
+    shutil.copy(Path(__file__).with_name("test_cluster.yaml"), directory)
+    return directory
+
+
+def submit_small(name: str, tiny: Path) -> Run:
+    model, (train, held_out), smaller = CASES[name]
+    overrides = [
+        f"model.name_or_path={json.dumps(str(tiny / 'models' / model))}",
+        f"data.train={json.dumps(str(tiny / f'data/tiny/{train}.jsonl'))}",
+        f"data.eval={json.dumps(str(tiny / f'data/tiny/{held_out}.jsonl'))}",
+        f"resources.cluster={json.dumps(str(tiny / 'test_cluster.yaml'))}",
+        f"resources.account={ACCOUNT}",
+        "resources.partition=boost_usr_prod",
+        "resources.gpu=null",
+        "resources.mem=null",
+        "resources.cpus_per_task=1",
+        "resources.time=00:20:00",
+        "training.max_steps=2",
+        "lora.r=4",
+        *smaller,
+    ]
+    report = submit_job(JOBS / f"{name}.yaml", overrides, cluster="slurm")
+    assert report.run is not None
+    return report.run
+
+
+def test_five_families_to_their_adapters(
+    slurm: SlurmCluster, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORA_JOBS_HOME", str(tmp_path / "runs"))
+    runs = {name: submit_small(name, tiny) for name in CASES}
+    deadline = time.monotonic() + SECONDS
+    while any(status.active for status in observe_runs(list(runs.values())).runs):
+        assert time.monotonic() < deadline, observe_runs(list(runs.values()))
+        time.sleep(1)
+    for name, run in runs.items():
+        logs = "\n".join(path.read_text()[-2000:] for path in sorted(run.logs.iterdir()))
+        assert run.adapter.is_dir(), f"{name}\n{logs}"
+        assert verify_checkpoint(run.adapter).good
+        rows = load_metrics(run)
+        assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2], name
+        before, *_, after = [row["eval_loss"] for row in rows if row["kind"] == "eval"]
+        assert after < before, name
