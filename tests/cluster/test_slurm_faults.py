@@ -15,6 +15,7 @@ import psutil
 import pytest
 from slurm_cluster import wait_until
 from test_end_to_end import (
+    SPEC,
     find_reference,
     hash_adapter,
     home,
@@ -30,6 +31,7 @@ from lora_jobs.errors import LoraJobsError
 from lora_jobs.runs import load_attempts, load_metrics
 from lora_jobs.workflows.observing import observe_runs
 from lora_jobs.workflows.resuming import plan_resume, resume_run
+from lora_jobs.workflows.sweeping import SweepReport, submit_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,6 +211,30 @@ def test_an_id_that_slurmctld_has_forgotten(slurm: SlurmCluster, tiny: Tiny, rec
            seconds_to_first_step=measure_start(run))  # fmt: skip
     assert load_attempts(run)[-1].job_id != job_id
     assert hash_adapter(run) == reference.adapter
+
+
+@long_form
+def test_a_task_of_an_array_comes_back_alone(slurm: SlurmCluster, tiny: Tiny, record: Callable[..., None]):
+    """Two tasks that train the same; one is signalled, requeued under its own id, and ends as the other one."""
+    reference = find_reference(tiny)
+    report = submit_spec(SPEC, tiny.overrides(), sweep=("training.logging_steps=1,2",), cluster="slurm")
+    assert isinstance(report, SweepReport)
+    assert report.sweep is not None
+    undisturbed, signalled = report.sweep.runs
+    wait_for_step(signalled, 5)
+    task = find_job(signalled)
+    cancel_job(task, "USR2")
+    for run in report.sweep.runs:
+        wait_for_end(run)
+    first, second = load_attempts(signalled)
+    record("a task of an array, signalled", ours="same result", lost_steps=find_lost_steps(signalled),
+           seconds_to_first_step=measure_start(signalled))  # fmt: skip
+    assert task.endswith("_1")
+    assert [(each.state, each.job_id, each.restart_count) for each in (first, second)] == [
+        ("SAVED", task, 0), ("COMPLETED", task, 1),
+    ]  # fmt: skip
+    assert len(load_attempts(undisturbed)) == 1
+    assert {hash_adapter(run) for run in report.sweep.runs} == {reference.adapter}
 
 
 @long_form

@@ -43,7 +43,7 @@ CASES: tuple[tuple[str, Any, str], ...] = (
     ("lora.target_modules", ["q_proj"], REFUSE),
     ("lora.modules_to_save", ["embed_tokens"], REFUSE),
     ("lora.use_rslora", True, REFUSE),
-    ("training.optim", "adafactor", REFUSE),
+    ("training.optim", "adamw_torch_fused", REFUSE),
     ("training.weight_decay", 0.1, REFUSE),
     ("model.dtype", "bfloat16", REFUSE),
     ("model.revision", "v2", REFUSE),
