@@ -52,15 +52,16 @@ class Section:
 
 
 SECTIONS = (
-    Section("damage", ("tests/faults/test_damaged_checkpoints.py",), 4, ("-k", "not nothing_is_trained_from")),
-    Section("kills", ("tests/faults/test_kills.py",), 6),
+    Section("damage", ("tests/faults/test_damaged_checkpoints.py",), 6, ("-k", "not nothing_is_trained_from")),
+    Section("kills", ("tests/faults/test_kills.py",), 12),
     Section(
         "slurm",
         ("tests/cluster/test_end_to_end.py", "tests/cluster/test_slurm_faults.py"),
         1,
         ("-k", "not hostile and not refused"),
     ),
-    Section("signals", ("tests/faults/test_signals.py",), 2),
+    Section("signals", ("tests/faults/test_signals.py",), 2, ("-k", "loses_no_step")),
+    Section("steps", ("tests/faults/test_signals.py",), 6, ("-k", "every_step")),
     Section("disk", ("tests/faults/test_full_disk.py",)),
     Section("prefixes", ("tests/faults/test_crash_prefixes.py",)),
     Section("drift", ("tests/faults/test_drift_of_each_key.py",), 2),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fault_ranks import KINDS, fault, start_ours, wait_or_end
-from interruptions import finish, interrupt
+from interruptions import interrupt
 from test_local_runs import EVERY, Shell, wait_for_end
 from tiny_runs import RankServer, create_tiny_run, hash_adapter, read_logs, wait_for_step
 
@@ -62,7 +62,9 @@ def test_two_starts_without_a_new_step_are_the_last(
 
 
 @pytest.mark.skipif(not LONG, reason="part of the long form: make faults")
-def test_two_starts_at_once(server: RankServer, tiny: Path, tmp_path: Path, record: Callable[..., None]) -> None:
+def test_two_starts_at_once(
+    server: RankServer, tiny: Path, tmp_path: Path, uninterrupted: Callable[..., str], record: Callable[..., None]
+) -> None:
     """The second finds the first one's lease and leaves; the first one ends as if alone."""
     sections, ranks = KINDS["zero2"]
     run = create_tiny_run(tmp_path, "shared-1", tiny, **sections)
@@ -71,9 +73,7 @@ def test_two_starts_at_once(server: RankServer, tiny: Path, tmp_path: Path, reco
     second, hung = wait_or_end(start_ours(server, run, ranks))
     first.kill(signal.SIGCONT)
     codes, first_hung = wait_or_end(first)
-    same = codes == [0, 0] and hash_adapter(run) == finish(
-        server, create_tiny_run(tmp_path, "alone-1", tiny, **sections), ranks
-    )
+    same = codes == [0, 0] and hash_adapter(run) == uninterrupted(sections, ranks)
     record("stop", "two starts at once", hung=hung or first_hung, ours_detail=f"the second: exit codes {second}",
            ours="one refused, same result" if same else "other result")  # fmt: skip
     assert 5 in second
