@@ -11,7 +11,6 @@ import xxhash
 
 from lora_jobs.checkpoints.manifest import hash_file
 from lora_jobs.runs.durable import write_atomic
-from lora_jobs.spec.hub import find_cache, find_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,6 +66,8 @@ def _find_model(spec: JobSpec) -> Path | None:
     directory = Path(spec.model.name_or_path)
     if directory.is_dir():
         return directory
+    from lora_jobs.spec.hub import find_cache, find_snapshot  # pydantic with it, and a look at the queue needs none
+
     return find_snapshot(find_cache(os.environ), "model", spec.model.name_or_path, spec.model.revision)
 
 
