@@ -89,9 +89,10 @@ def describe_run(job: str | None) -> RunPage:
     prediction = load_prediction(run)
     log, lines = _read_tail(run)
     sighting = seen.jobs.get(ids[-1]) if ids else None
+    alive = find_live_folders() if submissions and submissions[-1].backend == "local" else frozenset()
     seconds = sum(start.elapsed_seconds or 0 for start in starts)
     return RunPage(
-        status=observe_run(run, submissions, seen, find_live_folders(), finished=finished),
+        status=observe_run(run, submissions, seen, alive, finished=finished),
         factors=list_factors(sighting.job.factors if sighting else None, seen.config),
         starts=starts,
         checkpoints=tuple(verify_checkpoint(path, level=1) for path in list_checkpoints(run.checkpoints)),

@@ -20,9 +20,8 @@ from lora_jobs.runs import (
     find_run,
     find_runs_root,
     find_sweep,
-    group_by_sweep,
     is_ended,
-    list_runs,
+    list_run_paths,
     load_attempts,
 )
 from lora_jobs.workflows.evidence import gather_evidence, list_jobs
@@ -129,9 +128,11 @@ def find_status(
     if job:
         sweep = find_sweep(job, root)
         return observe_runs(sweep.runs if sweep else [find_run(job, root)], user=user)
-    known = group_by_sweep(list_runs(root))
-    shown = list(known.values()) if everything else list(known.values())[:most]
-    runs = [run for group in shown for run in group]
+    known: dict[str, list[str]] = {}
+    for path in list_run_paths(root):  # a sweep's runs have its name before theirs
+        known.setdefault(path.partition("/")[0], []).append(path)
+    shown = list(known.values())[: None if everything else most]
+    runs = [Run(root / path) for paths in shown for path in paths]
     report = fold_sweeps(runs, observe_runs(runs, user=user))
     rows = [row for row in report.runs if partition is None or partition in (row.partition or "").split(",")]
     return StatusReport(tuple(rows), report.notes, len(known) - len(shown))
