@@ -27,9 +27,9 @@ run, byte for byte. How the protocol works: [checkpoints.md](checkpoints.md); wh
 Rows = list[dict[str, Any]]
 
 
-def write_pages(results: dict[str, Any]) -> str:
-    """Write both; returns the page."""
-    page = render_page(results)
+def write_pages(results: dict[str, Any], missing: list[str]) -> str:
+    """Write both; returns the page. `missing`: the parts of the long form that were not run yet."""
+    page = render_page(results, missing)
     PAGE.write_text(page, encoding="utf-8")
     text = README.read_text(encoding="utf-8")
     lines = [line for line in render_figures(collect_rows(results), find_costs(results)) if line[0] in IN_README]
@@ -47,7 +47,37 @@ def find_costs(results: dict[str, Any]) -> dict[str, Any]:
     return dict(results.get("costs", {}).get("costs", {}))
 
 
-def render_page(results: dict[str, Any]) -> str:
+def render_page(results: dict[str, Any], missing: list[str]) -> str:
+    """The whole page."""
+    rows, costs = collect_rows(results), find_costs(results)
+    sections = {
+        "Damaged checkpoints": render_damage(rows),
+        "Crashes, kills and signals": render_stops(rows),
+        "On a real Slurm": render_slurm(rows),
+        "Another spec, or other inputs": render_drift(rows),
+        "Costs": render_costs(costs),
+        "What was run": render_parts(results, missing),
+    }
+    parts = [HEAD, table(("figure", "measured"), render_figures(rows, costs))]
+    return "\n".join(parts + [f"## {title}\n\n{text}" for title, text in sections.items() if text])
+
+
+IN_README]
+    summary = "\n" + table(("measured (`make faults`)", ""), lines) + "\n"
+    if find_between(text, MARKS) != summary:
+        README.write_text(replace_between(text, MARKS, summary), encoding="utf-8")
+    return page
+
+
+def collect_rows(results: dict[str, Any]) -> Rows:
+    return [row for part in results.values() for row in part["rows"]]
+
+
+def find_costs(results: dict[str, Any]) -> dict[str, Any]:
+    return dict(results.get("costs", {}).get("costs", {}))
+
+
+def render_page(results: dict[str, Any], missing: list[str]) -> str:
     """The whole page."""
     rows, costs = collect_rows(results), find_costs(results)
     sections = [
@@ -58,7 +88,7 @@ def render_page(results: dict[str, Any]) -> str:
         "## On a real Slurm\n\n" + render_slurm(rows),
         "## Another spec, or other inputs\n\n" + render_drift(rows),
         "## Costs\n\n" + render_costs(costs),
-        "## What was run\n\n" + render_parts(results),
+        "## What was run\n\n" + render_parts(results, missing),
     ]
     return "\n".join(section for section in sections if section)
 
@@ -95,7 +125,7 @@ def render_figures(rows: Rows, costs: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("damaged checkpoints, ours", f"{len(damaged)}: {count_verdicts(row['ours'] for row in damaged)}"))
     found += [
         ("silent wrong resumes of ours", f"{sum(is_wrong(row) for row in rows)} in {count_resumes(rows)} resumes"),
-        ("fell back where an older good one exists", f"{back} of {len(with_good)}"),
+        *([("fell back where an older good one exists", f"{back} of {len(with_good)}")] if with_good else []),
         (
             "hangs of ours",
             f"{sum(bool(row.get('hung')) or str(row.get('ours', '')).startswith('hung') for row in rows)}",
@@ -219,8 +249,8 @@ def render_costs(costs: dict[str, Any]) -> str:
     return table(("cost", "measured"), lines)
 
 
-def render_parts(results: dict[str, Any]) -> str:
-    """When and with what each part was measured."""
+def render_parts(results: dict[str, Any], missing: list[str]) -> str:
+    """When and with what each part was measured, and what is still to be run."""
     lines = []
     for name, part in results.items():
         machine = part["machine"]
@@ -229,10 +259,13 @@ def render_parts(results: dict[str, Any]) -> str:
         where = f"{machine['cores']} cores, load {machine['load']}"
         versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "transformers", "peft", "deepspeed"))
         lines.append((name, ran, machine["date"], where, versions))
-    return table(("part", "result", "date", "machine", "versions"), lines)
+    left = f"\nNot run yet on this machine: {', '.join(missing)}.\n" if missing else ""
+    return table(("part", "result", "date", "machine", "versions"), lines) + left
 
 
 def table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
+    """A Markdown table; nothing without lines."""
+    if not lines:
+        return ""
     marks = tuple("---" for _ in head)
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in (head, marks, *lines)) + "\n"
