@@ -62,37 +62,6 @@ def render_page(results: dict[str, Any], missing: list[str]) -> str:
     return "\n".join(parts + [f"## {title}\n\n{text}" for title, text in sections.items() if text])
 
 
-IN_README]
-    summary = "\n" + table(("measured (`make faults`)", ""), lines) + "\n"
-    if find_between(text, MARKS) != summary:
-        README.write_text(replace_between(text, MARKS, summary), encoding="utf-8")
-    return page
-
-
-def collect_rows(results: dict[str, Any]) -> Rows:
-    return [row for part in results.values() for row in part["rows"]]
-
-
-def find_costs(results: dict[str, Any]) -> dict[str, Any]:
-    return dict(results.get("costs", {}).get("costs", {}))
-
-
-def render_page(results: dict[str, Any], missing: list[str]) -> str:
-    """The whole page."""
-    rows, costs = collect_rows(results), find_costs(results)
-    sections = [
-        HEAD,
-        table(("figure", "measured"), render_figures(rows, costs)),
-        "## Damaged checkpoints\n\n" + render_damage(rows),
-        "## Crashes, kills and signals\n\n" + render_stops(rows),
-        "## On a real Slurm\n\n" + render_slurm(rows),
-        "## Another spec, or other inputs\n\n" + render_drift(rows),
-        "## Costs\n\n" + render_costs(costs),
-        "## What was run\n\n" + render_parts(results, missing),
-    ]
-    return "\n".join(section for section in sections if section)
-
-
 IN_README = (
     "damaged checkpoints, stock resume",
     "damaged checkpoints, ours",
