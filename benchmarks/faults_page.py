@@ -177,7 +177,9 @@ def render_stops(rows: Rows) -> str:
             who = "one rank" if one else "all ranks"
             worst = max(row["worst_lost_steps"] for row in runs)
             same = "same result" if all(row["ours"] == "same result" for row in runs) else "other result"
-            lines.append((f"kill -9 of {who}, {kind} ({count} times)", same, f"at most {worst} steps lost"))
+            left = sum(row.get("ended_by_launcher", 0) for row in runs)
+            note = f"; the other rank ended by the launcher's rule in {left}" if one and left else ""
+            lines.append((f"kill -9 of {who}, {kind} ({count} times)", same, f"at most {worst} steps lost{note}"))
     return table(("what happens", "ours", "measured"), lines)
 
 
@@ -228,7 +230,10 @@ def render_parts(results: dict[str, Any], missing: list[str]) -> str:
         where = f"{machine['cores']} cores, load {machine['load']}"
         versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "transformers", "peft", "deepspeed"))
         lines.append((name, ran, machine["date"], where, versions))
-    left = f"\nNot run yet on this machine: {', '.join(missing)}.\n" if missing else ""
+    counts = Counter(name.partition(":")[0] for name in missing)
+    totals = {name.partition(":")[0]: name.partition("/")[2] for name in missing}
+    words = ", ".join(f"{section} ({count} of {totals[section]} parts)" for section, count in counts.items())
+    left = f"\nOf the long form not run yet: {words}.\n" if missing else ""
     return table(("part", "result", "date", "machine", "versions"), lines) + left
 
 

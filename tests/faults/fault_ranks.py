@@ -79,8 +79,11 @@ def start_stock(server: RankServer, job: StockJob, ranks: int, faults: Sequence[
     return Job(server, pids)
 
 
-def wait_or_end(job: Job) -> tuple[list[int], bool]:
-    """Exit codes in rank order, and whether ranks had to be killed because they waited for ever."""
+def wait_or_end(job: Job, *, patience: float = STUCK_SECONDS) -> tuple[list[int], bool]:
+    """Exit codes in rank order, and whether ranks had to be killed because they went on waiting.
+
+    After one has failed the others have `patience` seconds, as the launcher and `srun --wait` give them.
+    """
     deadline = time.monotonic() + LONGEST_SECONDS
     stuck = None
     hung = False
@@ -89,7 +92,7 @@ def wait_or_end(job: Job) -> tuple[list[int], bool]:
             if pid not in job.codes and (code := job.server.ask({"poll": pid})["code"]) is not None:
                 job.codes[pid] = code
         if stuck is None and any(code != 0 for code in job.codes.values()):
-            stuck = time.monotonic() + STUCK_SECONDS
+            stuck = time.monotonic() + patience
         if not hung and time.monotonic() > min(deadline, stuck or deadline):
             hung = True
             for pid in job.pids:
