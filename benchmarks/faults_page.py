@@ -20,8 +20,9 @@ really run. *Stock* is transformers' Trainer with PEFT, resumed by `trainer.trai
 get_last_checkpoint(...))`: one process without DeepSpeed ("plain"), two ranks with ZeRO-2 ("zero2"). Each case of
 damage starts from a run with two checkpoints, of steps 2 and 4 of 8; the fault is in the newer one, and the older one
 is good. "Trained on wrong state": resume ended without an error, and the adapter is not the one of an uninterrupted
-run, byte for byte. How the protocol works: [checkpoints.md](checkpoints.md); what follows a stop:
-[interruptions.md](interruptions.md).
+run, byte for byte. "Accepted, same result": the training is right, and the broken file (an adapter that DeepSpeed's
+resume never reads) stays in a checkpoint that others may use. How the protocol works:
+[checkpoints.md](checkpoints.md); what follows a stop: [interruptions.md](interruptions.md).
 """
 
 Rows = list[dict[str, Any]]
