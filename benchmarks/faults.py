@@ -51,15 +51,16 @@ class Section:
     arguments: tuple[str, ...] = ()
 
 
+# The longest first: what runs on Slurm waits two minutes at each requeue, and others go on beside it.
 SECTIONS = (
-    Section("damage", ("tests/faults/test_damaged_checkpoints.py",), 6, ("-k", "not nothing_is_trained_from")),
-    Section("kills", ("tests/faults/test_kills.py",), 12),
     Section(
         "slurm",
         ("tests/cluster/test_end_to_end.py", "tests/cluster/test_slurm_faults.py"),
         1,
         ("-k", "not hostile and not refused"),
     ),
+    Section("damage", ("tests/faults/test_damaged_checkpoints.py",), 6, ("-k", "not nothing_is_trained_from")),
+    Section("kills", ("tests/faults/test_kills.py",), 12),
     Section("signals", ("tests/faults/test_signals.py",), 2, ("-k", "loses_no_step")),
     Section("steps", ("tests/faults/test_signals.py",), 6, ("-k", "every_step")),
     Section("disk", ("tests/faults/test_full_disk.py",)),
