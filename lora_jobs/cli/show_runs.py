@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.runs import Run
-    from lora_jobs.workflows.progress import Outcome
+    from lora_jobs.workflows.progress import Outcome, Result
 
 
 def _number(value: float | None) -> str:
     """Four digits; a record holds null where the number was NaN or infinite."""
     return "not a finite number" if value is None else f"{value:.4f}"
+
+
+def _perplexity(loss: float | None) -> str:
+    """exp of the loss per token."""
+    return "not a finite number" if loss is None or loss > 700 else f"{math.exp(loss):.2f}"
 
 
 def show_progress(events: Iterable[RunStatus | dict[str, Any]], *, quiet: bool = False) -> RunStatus:
@@ -78,11 +84,24 @@ def show_outcome(run: Run, status: RunStatus, outcome: Outcome) -> None:
     if outcome.losses is not None:
         before, after = outcome.losses
         say(f"  held-out loss   {_number(before)} before, {_number(after)} after")
+        say(f"  perplexity      {_perplexity(before)} before, {_perplexity(after)} after")
+    for result in outcome.results:
+        say(f"  {result.name.replace('_', ' '):15} {format_result(result)}")
     if (sample := outcome.sample) is not None:
         say(f"  wanted answer   {_shorten(sample.get('expected', ''))}")
         say(f"  without adapter {_shorten(sample.get('without_adapter', ''))}")
         say(f"  with adapter    {_shorten(sample.get('with_adapter', ''))}")
     say(f"  adapter         {run.adapter}")
+
+
+def format_result(result: Result) -> str:
+    """A final metric: "21.3 (18 expected: reached)"."""
+    if result.reached is None:
+        return f"{result.expected:g} expected"
+    target = (
+        "" if result.expected is None else f" ({result.expected:g} expected: {'' if result.met else 'NOT '}reached)"
+    )
+    return f"{result.reached:.4g}{target}"
 
 
 def _shorten(text: str, width: int = 160) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.runs import latest_metrics, load_metrics
+from lora_jobs.spec import load_spec
 from lora_jobs.units import parse_duration
 
 if TYPE_CHECKING:
@@ -41,11 +42,22 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Result:
+    """A metric of the finished adapter beside its target; None where it has none, or is not measured yet."""
+
+    name: str
+    reached: float | None
+    expected: float | None
+    met: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run's training came to: held-out loss before and after it, and a sample answered with and without."""
+    """What a run's training came to: held-out loss before and after it, a sample answered with and without, results."""
 
     losses: tuple[float | None, float | None] | None
     sample: dict[str, Any] | None
+    results: tuple[Result, ...] = ()
 
 
 def load_outcome(run: Run) -> Outcome:
@@ -53,7 +65,21 @@ def load_outcome(run: Run) -> Outcome:
     metrics = load_metrics(run)
     losses = {row.get("phase"): row["eval_loss"] for row in metrics if row.get("kind") == "eval"}
     measured = (losses["before"], losses["after"]) if {"before", "after"} <= set(losses) else None
-    return Outcome(measured, next((row for row in reversed(metrics) if row.get("kind") == "sample"), None))
+    sample = next((row for row in reversed(metrics) if row.get("kind") == "sample"), None)
+    return Outcome(measured, sample, load_results(run))
+
+
+def load_results(run: Run) -> tuple[Result, ...]:
+    """Final metrics and targets: those that the finished run recorded, before that what its spec expects."""
+    row = latest_metrics(run, "final")
+    if row is None:
+        expected = load_spec(run.spec_path).training.targets if run.spec_path.exists() else {}
+        return tuple(Result(name, None, target, None) for name, target in expected.items())
+    metrics, targets = row.get("metrics", {}), row.get("targets", {})
+    return tuple(
+        Result(name, metrics.get(name), targets.get(name, {}).get("expected"), targets.get(name, {}).get("met"))
+        for name in dict.fromkeys([*metrics, *targets])
+    )
 
 
 def load_prediction(run: Run) -> Prediction:
