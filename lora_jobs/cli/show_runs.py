@@ -85,8 +85,9 @@ def show_outcome(run: Run, status: RunStatus, outcome: Outcome) -> None:
         before, after = outcome.losses
         say(f"  held-out loss   {_number(before)} before, {_number(after)} after")
         say(f"  perplexity      {_perplexity(before)} before, {_perplexity(after)} after")
-    for result in outcome.results:
-        say(f"  {result.name.replace('_', ' '):15} {format_result(result)}")
+    if outcome.results:
+        said = [f"{result.name.replace('_', ' ')} {format_result(result)}" for result in outcome.results]
+        say(f"  final           {'; '.join(said)}")
     if (sample := outcome.sample) is not None:
         say(f"  wanted answer   {_shorten(sample.get('expected', ''))}")
         say(f"  without adapter {_shorten(sample.get('without_adapter', ''))}")
