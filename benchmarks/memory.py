@@ -104,7 +104,7 @@ SAVED = ("embed_tokens", "lm_head")
 ALL_SAVED = {"training__activation_checkpointing": False}
 EVALUATED = {"data__eval": "eval.jsonl", "training__eval_steps": 1, "training__per_device_eval_batch_size": 8}
 STOCK = {"training__trainer": "transformers"}
-AUTOCAST = {"training__bf16": False, "deepspeed__zero_stage": 2, "deepspeed__torch_autocast": True}
+AUTOCAST = {"deepspeed__zero_stage": 2, "deepspeed__torch_autocast": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "no dropout": {"lora__lora_dropout": 0.0},
     "no dropout, all saved": {"lora__lora_dropout": 0.0, **ALL_SAVED},

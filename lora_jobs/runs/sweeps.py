@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.errors import RunError, RunExistsError
@@ -69,8 +70,14 @@ def next_sweep_name(root: Path, spec_name: str) -> str:
     return next_run_id(root, f"{spec_name}-sweep")
 
 
-def create_sweep(sweep: Sweep, script: str, files: Mapping[str, Mapping[str, str | bytes]]) -> None:
-    """Makes the sweep's directory (mode 0700) with a run per task: `files` by run id, then by relative name.
+def create_sweep(
+    sweep: Sweep,
+    script: str,
+    files: Mapping[str, Mapping[str, str | bytes]],
+    shared: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Makes the sweep's directory (mode 0700) with a run per task: `files` by run id, then by relative name; `shared`
+    files stand beside the script.
 
     Everything is written, then made durable by one sync, then sweep.json is: a kill before that leaves no sweep.
     Raises RunExistsError when another submission took the name, RunError when it can't be written; nothing is left.
@@ -85,7 +92,8 @@ def create_sweep(sweep: Sweep, script: str, files: Mapping[str, Mapping[str, str
             raise RunExistsError(message, hint="submit again: the next number is free") from error
     try:
         with explain_errors("write", sweep.directory):
-            _write(sweep.script_path, script)
+            for name, text in {sweep.script_path.name: script, **shared}.items():
+                _write(sweep.directory / name, text)
             for run in sweep.runs:
                 _fill(run, files[run.id])
             sync_filesystem(sweep.directory)

@@ -7,6 +7,7 @@ python -m lora_jobs.training.attempt end RUN CODE     prints requeue (and nodes 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 STATES = {0: "COMPLETED", EXIT_SAVED: "SAVED"}
 
+UNHEARD = frozenset({128 + signal.SIGTERM, 128 + signal.SIGUSR2})
+"""A process that does not listen to our signals yet, since its shell or Python still starts, is ended by them."""
 
 # What the batch script found out at its start: whether Slurm would requeue this job ("no": somebody has to resume it).
 CAN_REQUEUE = "LORA_JOBS_CAN_REQUEUE"
@@ -181,11 +184,13 @@ def end(run: Run, attempt: Attempt, exit_code: int) -> str:
     """
     notes = [row for row in load_metrics(run) if row.get("attempt") == attempt.number and "event" in row]
     events = {row["event"]: row for row in reversed(notes)}
+    signalled = exit_code in UNHEARD and not is_begun(run, attempt)
+    saved = {"unheard": explain_code(exit_code)} if signalled else events.get("saved", {})
     if exit_code != 0:
-        exit_code = EXIT_SAVED if "saved" in events else EXIT_HANG if "hang" in events else exit_code
+        exit_code = EXIT_SAVED if signalled or "saved" in events else EXIT_HANG if "hang" in events else exit_code
     state = STATES.get(exit_code, "FAILED")
     told = events.get("failed") or events.get("hang") or events.get("lost_rank") or {}
-    reason = explain_end(state, exit_code, told, events.get("saved", {}))
+    reason = explain_end(state, exit_code, told, saved)
     diagnosis = diagnose_end(run, attempt, exit_code, told)
     node = told.get("host") or attempt.host if diagnosis.cause.blames_node else None
     write_end(run, attempt, exit_code, state, reason, cause=diagnosis.cause.name, bad_node=node)
@@ -199,6 +204,11 @@ def end(run: Run, attempt: Attempt, exit_code: int) -> str:
         write_end(run, attempt, exit_code, state, note, cause=diagnosis.cause.name, bad_node=node)
         print(f"lora-jobs: {note}: lora-jobs resume {run.id} continues it", file=sys.stderr)
     return " ".join([decision, ",".join(find_bad_nodes(run))]).strip() if decision == "requeue" else decision
+
+
+def is_begun(run: Run, attempt: Attempt) -> bool:
+    """Whether any rank of an attempt got as far as its first record: all of them listened to signals by then."""
+    return any(row.get("attempt") == attempt.number for row in load_metrics(run))
 
 
 def diagnose_end(run: Run, attempt: Attempt, exit_code: int, told: Mapping[str, Any]) -> Diagnosis:
@@ -225,6 +235,8 @@ def explain_end(state: str, exit_code: int, told: Mapping[str, Any], saved: Mapp
 
 def explain_save(note: Mapping[str, Any]) -> str:
     """The note of a saved stop in words; without one nobody says which signal it was."""
+    if "unheard" in note:
+        return f"{note['unheard']} before training began: nothing was to be saved"
     if "signal" not in note:
         return "saved on a signal"
     lost = f" (step {note['unfinished_step']} was unfinished and will be repeated)" if "unfinished_step" in note else ""

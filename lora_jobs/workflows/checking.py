@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_jobs.cluster.checkout import Checkout, read_checkout
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.cluster.local import detect_device
 from lora_jobs.errors import Problem, SpecError
@@ -83,6 +84,8 @@ class CheckReport:
     blockers: tuple[Problem, ...] = ()
     exact: Exact | None = None
     costs: Costs | None = None
+    checkout: Checkout | None = None
+    """What a submission is from; `check` itself does not look."""
 
     @property
     def is_estimated(self) -> bool:
@@ -278,7 +281,8 @@ def load_report(path: Path, overrides: Sequence[str], cluster: str) -> CheckRepo
         environment = load_environment("local")
         free = {"partition": None, "account": None, "qos": None, "reservation": None, "constraint": None, "gpu": None}
         spec = spec.model_copy(update={"resources": spec.resources.model_copy(update=free)})
-    return check_spec(spec, environment, backend, place=document.place)
+    report = check_spec(spec, environment, backend, place=document.place)
+    return replace(report, checkout=read_checkout(path.absolute().parent))
 
 
 def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False) -> CheckReport:

@@ -39,6 +39,7 @@ training: {max_steps: 10}
 resources: {gpus_per_node: 2}
 """
 LOCAL = Launch("local", "no-process", 0, 0, 0, 2, "here", started_after=0.0)
+EARLY = "before training began: nothing was to be saved"
 SLURM = Launch("slurm", "4711", 0, 0, 0, 2, "lrdn0001")
 
 
@@ -160,6 +161,9 @@ def test_a_local_job_that_got_an_old_process_id_again_is_a_new_attempt(run: Run)
         (1, {"event": "lost_rank", "reason": "another rank is gone"}, "FAILED", 1, "another rank is gone", "requeue"),
         (137, None, "FAILED", 137, "ended by signal 9", "stop"),
         (3, None, "FAILED", 3, "exit code 3", "stop"),
+        (143, None, "SAVED", EXIT_SAVED, f"ended by signal 15 {EARLY}", "requeue"),
+        (140, None, "SAVED", EXIT_SAVED, f"ended by signal 12 {EARLY}", "requeue"),
+        (143, {"event": "start"}, "FAILED", 143, "ended by signal 15", "stop"),
     ],
 )
 def test_the_end_is_written_with_its_reason_and_decided(
