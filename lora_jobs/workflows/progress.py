@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_jobs.errors import LoraJobsError
 from lora_jobs.runs import latest_metrics, load_metrics
 from lora_jobs.spec import load_spec
 from lora_jobs.units import parse_duration
@@ -73,7 +74,10 @@ def load_results(run: Run) -> tuple[Result, ...]:
     """Final metrics and targets: those that the finished run recorded, before that what its spec expects."""
     row = latest_metrics(run, "final")
     if row is None:
-        expected = load_spec(run.spec_path).training.targets if run.spec_path.exists() else {}
+        try:
+            expected = load_spec(run.spec_path).training.targets
+        except LoraJobsError:  # of another version: the page shows everything else
+            expected = {}
         return tuple(Result(name, None, target, None) for name, target in expected.items())
     metrics, targets = row.get("metrics", {}), row.get("targets", {})
     return tuple(
