@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.runs import Run
-    from lora_jobs.workflows.progress import Outcome, Result
+    from lora_jobs.workflows.results import Outcome, Result
 
 
 def _number(value: float | None) -> str:

@@ -14,7 +14,8 @@ from lora_jobs.workflows.following import list_logs
 from lora_jobs.workflows.measuring import Measured, compare_memory
 from lora_jobs.workflows.observing import has_ended, is_finished, observe_run
 from lora_jobs.workflows.priorities import FactorRow, list_factors
-from lora_jobs.workflows.progress import Result, load_prediction, load_results
+from lora_jobs.workflows.progress import load_prediction
+from lora_jobs.workflows.results import Result, load_results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
