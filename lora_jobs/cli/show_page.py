@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean_log, find_width, say, warn
 from lora_jobs.cli.show import show_verdicts
-from lora_jobs.cli.show_runs import format_result
-from lora_jobs.cli.show_status import format_job, format_span, format_state, format_steps, format_when
+from lora_jobs.cli.show_status import (
+    format_job,
+    format_result,
+    format_span,
+    format_state,
+    format_steps,
+    format_when,
+)
 from lora_jobs.units import format_duration, format_gib
 
 if TYPE_CHECKING:

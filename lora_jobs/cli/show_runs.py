@@ -10,13 +10,14 @@ from rich.text import Text
 
 from lora_jobs.cli.screen import build_console, clean, say
 from lora_jobs.cli.show import explain_end
+from lora_jobs.cli.show_status import format_result
 from lora_jobs.workflows.observing import RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.runs import Run
-    from lora_jobs.workflows.results import Outcome, Result
+    from lora_jobs.workflows.results import Outcome
 
 
 def _number(value: float | None) -> str:
@@ -93,16 +94,6 @@ def show_outcome(run: Run, status: RunStatus, outcome: Outcome) -> None:
         say(f"  without adapter {_shorten(sample.get('without_adapter', ''))}")
         say(f"  with adapter    {_shorten(sample.get('with_adapter', ''))}")
     say(f"  adapter         {run.adapter}")
-
-
-def format_result(result: Result) -> str:
-    """A final metric: "21.3 (18 expected: reached)"."""
-    if result.reached is None:
-        return f"{result.expected:g} expected"
-    target = (
-        "" if result.expected is None else f" ({result.expected:g} expected: {'' if result.met else 'NOT '}reached)"
-    )
-    return f"{result.reached:.4g}{target}"
 
 
 def _shorten(text: str, width: int = 160) -> str:

@@ -47,12 +47,24 @@ def load_results(run: Run) -> tuple[Result, ...]:
         from lora_jobs.spec import load_spec
 
         try:
-            expected = load_spec(run.spec_path).training.targets
+            wanted = dict(load_spec(run.spec_path).training.targets)
         except LoraJobsError:  # of another version: the page shows everything else
-            expected = {}
-        return tuple(Result(name, None, target, None) for name, target in expected.items())
-    metrics, targets = row.get("metrics", {}), row.get("targets", {})
-    return tuple(
-        Result(name, metrics.get(name), targets.get(name, {}).get("expected"), targets.get(name, {}).get("met"))
-        for name in dict.fromkeys([*metrics, *targets])
-    )
+            wanted = {}
+        return tuple(Result(name, None, target, None) for name, target in wanted.items())
+    metrics, targets = _mapping(row.get("metrics")), _mapping(row.get("targets"))
+    found = []
+    for name in dict.fromkeys([*metrics, *targets]):
+        target = _mapping(targets.get(name))
+        reached, expected = _number(metrics.get(name)), _number(target.get("expected"))
+        if reached is not None or expected is not None:
+            found.append(Result(name, reached, expected, target.get("met") is True if expected is not None else None))
+    return tuple(found)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """What is no mapping, in a damaged record, holds nothing."""
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
