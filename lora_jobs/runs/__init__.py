@@ -48,6 +48,7 @@ from lora_jobs.runs.store import (
     discard_run,
     find_run,
     find_runs_root,
+    list_run_paths,
     list_runs,
     next_run_id,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "is_stalled",
     "latest_metrics",
     "list_recent_attempts",
+    "list_run_paths",
     "list_runs",
     "load_attempts",
     "load_constants",

@@ -7,11 +7,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
 from lora_jobs.cluster.local import find_live_folders
-from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.cluster.reasons import explain_reason
-from lora_jobs.errors import LoraJobsError
 from lora_jobs.runs import (
     SWEEP_FILE,
     Run,
@@ -20,13 +17,13 @@ from lora_jobs.runs import (
     find_run,
     find_runs_root,
     find_sweep,
-    group_by_sweep,
     is_ended,
-    list_runs,
+    list_run_paths,
     load_attempts,
 )
-from lora_jobs.workflows.evidence import gather_evidence, list_jobs
+from lora_jobs.workflows.evidence import gather_evidence
 from lora_jobs.workflows.folding import fold_sweeps
+from lora_jobs.workflows.looking import find_committed_step, look_at_runs
 from lora_jobs.workflows.progress import load_limit, read_progress
 from lora_jobs.workflows.states import find_own_attempt, resolve_state
 
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
     from lora_jobs.cluster.observation import Observation, Sighting
     from lora_jobs.runs import Attempt
     from lora_jobs.spec import JobSpec
+    from lora_jobs.workflows.looking import Look
     from lora_jobs.workflows.progress import Progress
 
 NEWEST = 20
@@ -129,9 +127,11 @@ def find_status(
     if job:
         sweep = find_sweep(job, root)
         return observe_runs(sweep.runs if sweep else [find_run(job, root)], user=user)
-    known = group_by_sweep(list_runs(root))
-    shown = list(known.values()) if everything else list(known.values())[:most]
-    runs = [run for group in shown for run in group]
+    known: dict[str, list[str]] = {}
+    for path in list_run_paths(root):  # a sweep's runs have its name before theirs
+        known.setdefault(path.partition("/")[0], []).append(path)
+    shown = list(known.values())[: None if everything else most]
+    runs = [Run(root / path) for paths in shown for path in paths]
     report = fold_sweeps(runs, observe_runs(runs, user=user))
     rows = [row for row in report.runs if partition is None or partition in (row.partition or "").split(",")]
     return StatusReport(tuple(rows), report.notes, len(known) - len(shown))
@@ -142,38 +142,21 @@ def observe_runs(runs: list[Run], *, user: str | None = None, ranked: bool = Tru
 
     Without `ranked` Slurm is asked for these jobs alone, and no rank is given.
     """
-    submissions, damaged = read_jobs(runs)
-    finished = {run.id: is_finished(run) for run in runs}
-    ids = [
-        known[-1].job_id
-        for run in runs
-        if (known := submissions.get(run.id)) and known[-1].backend == "slurm"
-        if not (finished[run.id] and has_ended(run))
-    ]
-    seen = observe_jobs(ids, users=(user,) if user else (), ranked=ranked)
-    is_local = any(known and known[-1].backend == "local" for known in submissions.values())
-    alive = find_live_folders() if is_local else frozenset()
+    return report_runs(look_at_runs(runs, user=user, ranked=ranked))
+
+
+def report_runs(look: Look) -> StatusReport:
+    """A row per run, then one per job of a user whose jobs were asked for too."""
+    alive = find_live_folders() if look.has_local else frozenset()
     statuses = [
-        observe_run(run, submissions[run.id], seen, alive, finished=finished[run.id])
-        if run.id in submissions
+        observe_run(run, look.jobs[run.id], look.seen, alive, finished=look.finished[run.id])
+        if run.id in look.jobs
         else describe_unreadable(run)
-        for run in runs
+        for run in look.runs
     ]
     mine = {status.job_id for status in statuses}
-    others = [describe_job(sighting) for sighting in seen.of_users if sighting.job.job_id not in mine]
-    return StatusReport((*statuses, *others), (*seen.notes, *damaged))
-
-
-def read_jobs(runs: list[Run]) -> tuple[dict[str, list[Submission]], tuple[str, ...]]:
-    """The jobs of each run, and a note for each run whose directory can't be read; it does not hide the others."""
-    jobs, notes = {}, []
-    for run in runs:
-        try:
-            find_committed_step(run), load_limit(run), read_progress(run, None)
-            jobs[run.id] = list_jobs(run)
-        except LoraJobsError as error:
-            notes.append(f"{run.id} can't be read: {error.message}")
-    return jobs, tuple(notes)
+    others = [describe_job(sighting) for sighting in look.seen.of_users if sighting.job.job_id not in mine]
+    return StatusReport((*statuses, *others), look.notes)
 
 
 def describe_unreadable(run: Run) -> RunStatus:
@@ -182,17 +165,6 @@ def describe_unreadable(run: Run) -> RunStatus:
     values.update(run=run.id, directory=str(run.directory), state="UNREADABLE", active=True, attempts=0)
     values["explanation"] = "not known: its directory is damaged"
     return RunStatus(**values)
-
-
-def has_ended(run: Run) -> bool:
-    """True when the run's last attempt recorded its end."""
-    attempts = load_attempts(run)
-    return bool(attempts) and attempts[-1].has_ended
-
-
-def is_finished(run: Run) -> bool:
-    """True when the adapter is whole (sizes compared)."""
-    return run.adapter.is_dir() and verify_checkpoint(run.adapter, level=0).good
 
 
 def observe_run(
@@ -292,15 +264,6 @@ def find_sweep_name(run: Run) -> str | None:
     """The name of the sweep that the run is a task of."""
     parent = run.directory.parent
     return parent.name if (parent / SWEEP_FILE).is_file() else None
-
-
-def find_committed_step(run: Run) -> int | None:
-    """The step of the newest checkpoint that is committed and whole by its sizes."""
-    for directory in list_checkpoints(run.checkpoints):
-        verdict = verify_checkpoint(directory, level=0)
-        if verdict.good:
-            return verdict.step
-    return None
 
 
 def _elapsed(attempt: Attempt | None, *, active: bool) -> float | None:

@@ -123,7 +123,9 @@ def test_the_start_up_leaves_out_what_a_look_at_the_queue_does_not_need(command:
     )
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "lora_jobs" in loaded
-    assert loaded.isdisjoint({"rich", "pydantic", "psutil", "yaml", "jinja2", "submitit", "logging", "torch"})
+    assert loaded.isdisjoint(
+        {"rich", "pydantic", "psutil", "yaml", "jinja2", "submitit", "logging", "statistics", "torch"}
+    )
 
 
 def test_no_color_means_no_style_at_all(monkeypatch: pytest.MonkeyPatch):
