@@ -15,6 +15,7 @@ from lora_jobs.workflows.measuring import Measured, compare_memory
 from lora_jobs.workflows.observing import report_runs
 from lora_jobs.workflows.priorities import FactorRow, list_factors
 from lora_jobs.workflows.progress import load_prediction
+from lora_jobs.workflows.results import Result, load_results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,7 @@ class RunPage:
     gpu_hours: float | None
     notes: tuple[str, ...]
     memory: tuple[Measured, ...] = ()
+    results: tuple[Result, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,6 +76,7 @@ class RunPage:
             "gpus": self.gpus,
             "gpu_hours": self.gpu_hours,
             "memory": [measured.to_json() for measured in self.memory],
+            "results": [asdict(result) for result in self.results],
         }
 
 
@@ -102,6 +105,7 @@ def describe_run(job: str | None) -> RunPage:
         gpu_hours=round(seconds * prediction.world_size / 3600, 2) if prediction.world_size else None,
         notes=look.notes,
         memory=compare_memory(run),
+        results=load_results(run),
     )
 
 

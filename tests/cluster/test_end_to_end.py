@@ -144,7 +144,8 @@ def find_reference(tiny: Tiny) -> Reference:
     return REFERENCE[0]
 
 
-def test_two_nodes_to_a_finished_adapter(slurm: SlurmCluster, tiny: Tiny):
+def test_two_nodes_to_a_finished_adapter(slurm: SlurmCluster, tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_neverWrittenAnywhere")
     run = submit(tiny)
     job_id = observe_runs([run]).runs[0].job_id
     assert job_id is not None
@@ -161,6 +162,8 @@ def test_two_nodes_to_a_finished_adapter(slurm: SlurmCluster, tiny: Tiny):
     assert find_run(job_id, find_runs_root()) == run
     assert (run.submitit / f"{job_id}_submission.sh").read_text() == run.script_path.read_text()
     REFERENCE.append(Reference(hash_adapter(run), seen))
+    files = [path for path in run.directory.rglob("*") if path.is_file()]
+    assert [path for path in files if b"hf_neverWrittenAnywhere" in path.read_bytes()] == []
 
 
 def test_signal_saves_requeues_and_ends_with_the_same_adapter(slurm: SlurmCluster, tiny: Tiny):
