@@ -2,8 +2,8 @@
 
 `make bench-queue` (as root: it starts the tests' Slurm) prints the tables and writes results/queue_view.json.
 Each pair is measured in turn in one run; the ratio is the median of the pairs' ratios. "least" is the fastest of ours
-less the fastest of the raw calls: what is left where other programs of a busy machine got in the way least. Memory is the highest resident
-set of the process (without Slurm's own commands), from wait4. The processor time (user and system, Slurm's commands
+less the fastest of the raw calls: what is left where other programs of a busy machine got in the way least. Memory is
+the highest resident set of the process (without Slurm's own commands), from wait4. The processor time (user and system, Slurm's commands
 that ours starts included) says what the clock would on a machine that does nothing else. Our modules are byte-compiled
 first, as an installed package's are.
 """
@@ -101,9 +101,8 @@ def measure(what: str, words: Sequence[str], raw: Sequence[Sequence[str]], pendi
     ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
     names = " + ".join(" ".join(call[:2]) for call in raw)
     row = Row(
-        what, pending, runs, round(ours, 3), names, round(theirs, 3), round(over, 3), round(least, 3), round(least_raw, 3),
-        round(ratio, 2), round(memory),
-        round(cpu, 3), round(raw_cpu, 3),
+        what, pending, runs, round(ours, 3), names, round(theirs, 3), round(over, 3), round(least, 3),
+        round(least_raw, 3), round(ratio, 2), round(memory), round(cpu, 3), round(raw_cpu, 3),
     )  # fmt: skip
     print(
         f"{what:20} {pending:5} pending {runs:5} runs  {row.seconds:.3f} s, raw {row.raw_seconds:.3f} s, "
