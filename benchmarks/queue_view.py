@@ -3,9 +3,9 @@
 `make bench-queue` (as root: it starts the tests' Slurm) prints the tables and writes results/queue_view.json.
 Each pair is measured in turn in one run; the ratio is the median of the pairs' ratios. "least" is the fastest of ours
 less the fastest of the raw calls: what is left where other programs of a busy machine got in the way least. Memory is
-the highest resident set of the process (without Slurm's own commands), from wait4. The processor time (user and system, Slurm's commands
-that ours starts included) says what the clock would on a machine that does nothing else. Our modules are byte-compiled
-first, as an installed package's are.
+the highest resident set of the process (without Slurm's own commands), from wait4. The processor time (user and system,
+Slurm's commands that ours starts included) says what the clock would on a machine that does nothing else. Our modules
+are byte-compiled first, as an installed package's are.
 """
 
 from __future__ import annotations
