@@ -277,7 +277,7 @@ def _show_sent(sent: SubmitReport, *, wait: bool, as_json: bool) -> None:
         return
     from lora_jobs.cli.show_runs import show_outcome, show_progress
     from lora_jobs.workflows.following import follow_run
-    from lora_jobs.workflows.progress import load_outcome
+    from lora_jobs.workflows.results import load_outcome
 
     final = show_progress(follow_run(sent.run), quiet=as_json or sent.reused)
     if not as_json:
