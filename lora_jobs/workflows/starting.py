@@ -68,7 +68,7 @@ def find_place(name: Path, output: Path | None) -> tuple[Path, str]:
     return path, stem
 
 
-def init_spec(name: Path, answers: Answers, output: Path | None = None) -> Started:
+def init_spec(name: Path, answers: Answers = Answers(), output: Path | None = None) -> Started:
     """Write a commented spec that fits, as far as `check` knows what would. Errors: SpecError, and no file."""
     path, stem = find_place(name, output)
     environment = load_environment(answers.cluster)
