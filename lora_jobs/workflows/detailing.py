@@ -83,11 +83,12 @@ class RunPage:
 def describe_run(job: str | None) -> RunPage:
     """The page of one run. Errors: RunNotFoundError; a Slurm that is away becomes a note."""
     run = find_run(job, find_runs_root())
-    ids = [each.job_id for each in list_jobs(run) if each.backend == "slurm"]
+    attempts = load_attempts(run)
+    ids = [each.job_id for each in list_jobs(run, attempts) if each.backend == "slurm"]
     look = look_at_runs([run], past=ids)
     (status,) = report_runs(look).runs
     history = [row for job_id in dict.fromkeys(ids) for row in look.seen.history.get(job_id, ())]
-    starts = _join_starts(load_attempts(run), history)
+    starts = _join_starts(attempts, history)
     prediction = load_prediction(run)
     log, lines = _read_tail(run)
     sighting = look.seen.jobs.get(ids[-1]) if ids else None

@@ -54,7 +54,7 @@ def test_a_broken_environment_stands_beside_the_others(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["null", "yes", "a.b", "true"])
 def test_a_name_that_yaml_takes_for_something_else_is_quoted(name: str, tmp_path: Path):
-    assert load_spec(init_spec(tmp_path / f"{name}.yaml")).name == name
+    assert load_spec(init_spec(tmp_path / f"{name}.yaml").path).name == name
 
 
 @pytest.mark.parametrize("name", ["a b", "x: y", "1abc", '"q', "é"])
@@ -66,7 +66,7 @@ def test_a_name_that_can_be_no_job_s_writes_nothing(name: str, tmp_path: Path):
 
 def test_a_number_where_text_is_wanted_shows_the_shell_s_quotes(tmp_path: Path):
     with pytest.raises(SpecError) as caught:
-        load_spec(init_spec(tmp_path / "a.yaml"), ["resources.time=10"])
+        load_spec(init_spec(tmp_path / "a.yaml").path, ["resources.time=10"])
     assert caught.value.problems[0].message.endswith("""in a shell: --set 'resources.time="10"')""")
     assert load_spec(tmp_path / "a.yaml", ['resources.time="10"']).resources.time == "10"
 
