@@ -33,6 +33,8 @@ _RULES: dict[str, tuple[Kind, str]] = {
     "name": ("free", _NO_EFFECT),
     "model": ("forbidden", _OTHER_WEIGHTS),
     "model.attn_implementation": ("allowed_with_flag", _OTHER_RESULT),
+    "model.device_map": ("free", _NO_EFFECT),
+    "model.low_cpu_mem_usage": ("free", _NO_EFFECT),
     "model.trust_remote_code": ("allowed_with_flag", _OTHER_RESULT),
     "lora": ("forbidden", _OTHER_WEIGHTS),
     "lora.lora_dropout": ("allowed_with_flag", _OTHER_RESULT),

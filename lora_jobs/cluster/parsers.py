@@ -23,13 +23,15 @@ SACCT_FORMAT = (
 _JOB_ID = re.compile(r"\d+(_(\d+|\[[^\]]*\]))?(\+\d+)?")
 _PLAIN_ID = re.compile(r"\d+(_\d+)?(\+\d+)?")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
-_TEST_ONLY = re.compile(r"Job \d+ to start at (?P<start>\S+)( a)? using \d+ processors on ")
+_TEST_ONLY = re.compile(r"Job \d+ to start at (?P<start>\S+)( on cluster \S+)?( a)? using \d+ processors on ")
 _SUBMITTED = re.compile(r"(?P<job_id>\d+)(;[A-Za-z0-9_.-]+)?")
 _EMPTY = frozenset(
     {"", "N/A", "n/a", "None", "none", "(null)", "Unknown", "UNKNOWN", "None assigned", "NONE", "INVALID"}
 )
 _CONFIG = re.compile(r"^(?P<key>[A-Za-z_][A-Za-z0-9_\[\]]*)\s*=(?P<value>.*)$", re.MULTILINE)
-PENDING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING"})
+PENDING_STATES = frozenset({
+    "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "CONFIGURING",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +163,14 @@ def parse_sacct(text: str) -> list[SlurmJob]:
 
 
 def parse_sprio(text: str) -> dict[str, Factors]:
-    """Factors by job id, of `sprio -h -o SPRIO_FORMAT`. Errors: OutputError when there is text and no job in it."""
-    found = {}
+    """Factors by job id, of `sprio -h -o SPRIO_FORMAT`; of a job in several partitions where it stands highest.
+
+    Errors: OutputError when there is text and no job in it.
+    """
+    found: dict[str, Factors] = {}
     for row in split_rows(text, columns=SPRIO_FORMAT.count("|") + 1, program="sprio"):
         job_id, priority, age, fairshare, job_size, partition, qos, tres, site, nice = row
-        found[job_id] = Factors(
+        factors = Factors(
             priority=_integer(priority) or 0,
             age=_integer(age) or 0,
             fairshare=_integer(fairshare) or 0,
@@ -176,11 +181,16 @@ def parse_sprio(text: str) -> dict[str, Factors]:
             site=_integer(site) or 0,
             nice=_integer(nice) or 0,
         )
+        if job_id not in found or factors.priority > found[job_id].priority:
+            found[job_id] = factors
     return found
 
 
 def parse_test_only(text: str) -> str | None:
-    """The start that `sbatch --test-only` forecasts; None where there is none. "( a)": some versions stray so."""
+    """The start that `sbatch --test-only` forecasts; None where there is none.
+
+    25.05 writes a stray " a ", and names the cluster where --clusters was given (src/api/allocate.c).
+    """
     match = _TEST_ONLY.search(text)
     return None if match is None else _time(match["start"])
 

@@ -165,7 +165,7 @@ def _go_down(partition: str, rows: list[Waiting], jobs: Mapping[str, SlurmJob]) 
 
 @cache
 def count_gpus(text: str | None) -> int:
-    """GPUs per node of "gres:gpu:a100:4" (up to 23.02) or "gres/gpu:a100:4" (later); 0 where none are named."""
+    """GPUs per node of "gres:gpu:a100:4" (up to 23.02) or "gres/gpu:a100:4" (from 23.11); 0 where none are named."""
     return sum(int(match[1] or 1) for match in _GPUS.finditer(text or ""))
 
 

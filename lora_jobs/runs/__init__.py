@@ -29,6 +29,7 @@ from lora_jobs.runs.causes import (
 from lora_jobs.runs.constants import Constants, Observation, load_constants, observe_memory, record_constants
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import Lease, hold_run, load_lease, release_lease, renew_lease, take_lease
+from lora_jobs.runs.lengths import RowLengths, load_lengths, record_lengths
 from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics, sync_metrics
 from lora_jobs.runs.policy import (
     NO_PROGRESS,
@@ -97,6 +98,7 @@ __all__ = [
     "Lease",
     "Observation",
     "Policy",
+    "RowLengths",
     "Run",
     "Submission",
     "Sweep",
@@ -132,6 +134,7 @@ __all__ = [
     "load_attempts",
     "load_constants",
     "load_lease",
+    "load_lengths",
     "load_lines",
     "load_metrics",
     "load_submissions",
@@ -143,6 +146,7 @@ __all__ = [
     "read_tail",
     "record_array",
     "record_constants",
+    "record_lengths",
     "release_lease",
     "renew_lease",
     "sync_metrics",

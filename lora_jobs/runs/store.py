@@ -24,7 +24,7 @@ SUBMISSIONS_FILE = "submissions.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 _RUN_ID = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9._-]*)-(?P<number>[0-9]{1,9})", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-_ARRAY_JOB = re.compile(r"(?P<array>[0-9]+)_(?:[0-9]+|\[[0-9,%-]+\])", re.ASCII)
+_ARRAY_JOB = re.compile(r"(?P<array>[0-9]+)_(?:[0-9]+|\[[0-9,:%-]+\])", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 FOLDERS = ("logs", "checkpoints", "submitit")
-_ARRAY = re.compile(r"(?P<array>[0-9]+)(?:_\[[0-9,%-]+\])?", re.ASCII)
+_ARRAY = re.compile(r"(?P<array>[0-9]+)(?:_\[[0-9,:%-]+\])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from lora_jobs.spec import (
 from lora_jobs.workflows.costing import Costs, estimate_costs
 from lora_jobs.workflows.fetching import find_unfetched, name_fetched_model
 from lora_jobs.workflows.layouts import list_layouts
+from lora_jobs.workflows.lengths import load_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -301,7 +302,8 @@ def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False)
     )
     sized = name_fetched_model(report.spec, environment)
     if report.is_estimated:
-        report = replace(report, costs=estimate_costs(sized, environment, report.gpu, report.verdict))
+        rows = load_rows(report.spec)
+        report = replace(report, costs=estimate_costs(sized, environment, report.gpu, report.verdict, rows))
     if sizer is None:
         return report
     return replace(report, exact=sizer.exact or trace_spec(report.spec, environment))

@@ -15,6 +15,7 @@ from lora_jobs.workflows.measuring import Measured, compare_memory
 from lora_jobs.workflows.observing import report_runs
 from lora_jobs.workflows.priorities import FactorRow, list_factors
 from lora_jobs.workflows.progress import load_prediction
+from lora_jobs.workflows.results import Result, load_results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,7 @@ class RunPage:
     gpu_hours: float | None
     notes: tuple[str, ...]
     memory: tuple[Measured, ...] = ()
+    results: tuple[Result, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,17 +76,19 @@ class RunPage:
             "gpus": self.gpus,
             "gpu_hours": self.gpu_hours,
             "memory": [measured.to_json() for measured in self.memory],
+            "results": [asdict(result) for result in self.results],
         }
 
 
 def describe_run(job: str | None) -> RunPage:
     """The page of one run. Errors: RunNotFoundError; a Slurm that is away becomes a note."""
     run = find_run(job, find_runs_root())
-    ids = [each.job_id for each in list_jobs(run) if each.backend == "slurm"]
+    attempts = load_attempts(run)
+    ids = [each.job_id for each in list_jobs(run, attempts) if each.backend == "slurm"]
     look = look_at_runs([run], past=ids)
     (status,) = report_runs(look).runs
     history = [row for job_id in dict.fromkeys(ids) for row in look.seen.history.get(job_id, ())]
-    starts = _join_starts(load_attempts(run), history)
+    starts = _join_starts(attempts, history)
     prediction = load_prediction(run)
     log, lines = _read_tail(run)
     sighting = look.seen.jobs.get(ids[-1]) if ids else None
@@ -101,6 +105,7 @@ def describe_run(job: str | None) -> RunPage:
         gpu_hours=round(seconds * prediction.world_size / 3600, 2) if prediction.world_size else None,
         notes=look.notes,
         memory=compare_memory(run),
+        results=load_results(run),
     )
 
 

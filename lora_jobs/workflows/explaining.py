@@ -71,10 +71,10 @@ def explain_job(job: str | None) -> Explanation:
     look = look_at_runs(runs)
     report = report_runs(look)
     run, status = choose_task(runs, report.runs)
-    jobs = look.jobs.get(run.id, [])
-    if not jobs and status.state == "NOT_SUBMITTED":
+    if status.state == "NOT_SUBMITTED":
         raise RunError(f"{run.id} was never submitted", hint=f"lora-jobs resume {run.id} submits it")
-    sighting = look.seen.jobs.get(jobs[-1].job_id) if jobs and jobs[-1].backend == "slurm" else None
+    last = look.records[run.id].job if run.id in look.records else None
+    sighting = look.seen.jobs.get(last.job_id) if last is not None and last.backend == "slurm" else None
     if sighting is None or is_ended(sighting.job.state):
         return _explain_records(run, status, look.notes)
     return _explain_sighting(run, sighting, look.seen)

@@ -16,22 +16,47 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_jobs.cluster.observation import Observation
-    from lora_jobs.runs import Run, Submission
+    from lora_jobs.runs import Attempt, Run, Submission
+    from lora_jobs.workflows.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a run's directory holds, each file read once: jobs and attempts oldest first, and how far it came."""
+
+    jobs: list[Submission]
+    attempts: list[Attempt]
+    finished: bool
+    committed_step: int | None
+    limit_seconds: int | None
+    progress: Progress
+
+    @property
+    def job(self) -> Submission | None:
+        return self.jobs[-1] if self.jobs else None
+
+    @property
+    def attempt(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def is_over(self) -> bool:
+        """Finished, and the last attempt recorded its end: there is nothing to ask."""
+        return self.finished and self.attempt is not None and self.attempt.has_ended
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Runs, the jobs of each by run id (none for a damaged directory), which are finished, and what Slurm said."""
+    """Runs, the records of each by run id (none for a damaged directory), and what Slurm said."""
 
     runs: tuple[Run, ...]
-    jobs: dict[str, list[Submission]]
-    finished: dict[str, bool]
+    records: dict[str, Records]
     seen: Observation
     notes: tuple[str, ...]
 
     @property
     def has_local(self) -> bool:
-        return any(jobs and jobs[-1].backend == "local" for jobs in self.jobs.values())
+        return any(records.job is not None and records.job.backend == "local" for records in self.records.values())
 
 
 def look_at_runs(
@@ -39,36 +64,31 @@ def look_at_runs(
 ) -> Look:
     """One squeue, one sprio and one sacct at the most, for the newest job of each run that may not be over.
 
-    `user`, `past` and `ranked` as `observe_jobs` has them.
+    `user`, `past` and `ranked` as `observe_jobs` has them. A run that can't be read is a note and hides no other.
     """
-    jobs, damaged = read_jobs(runs)
-    finished = {run.id: is_finished(run) for run in runs}
-    ids = [
-        known[-1].job_id
-        for run in runs
-        if (known := jobs.get(run.id)) and known[-1].backend == "slurm"
-        if not (finished[run.id] and has_ended(run))
-    ]
-    seen = observe_jobs(ids, users=(user,) if user else (), past=past, ranked=ranked)
-    return Look(tuple(runs), jobs, finished, seen, (*seen.notes, *damaged))
-
-
-def read_jobs(runs: Sequence[Run]) -> tuple[dict[str, list[Submission]], tuple[str, ...]]:
-    """The jobs of each run, and a note for each run whose directory can't be read; it does not hide the others."""
-    jobs, notes = {}, []
+    records, notes = {}, []
     for run in runs:
         try:
-            find_committed_step(run), load_limit(run), read_progress(run, None)
-            jobs[run.id] = list_jobs(run)
+            records[run.id] = read_records(run)
         except LoraJobsError as error:
             notes.append(f"{run.id} can't be read: {error.message}")
-    return jobs, tuple(notes)
+    newest = [found.job for found in records.values() if found.job is not None and not found.is_over]
+    ids = [job.job_id for job in newest if job.backend == "slurm"]
+    seen = observe_jobs(ids, users=(user,) if user else (), past=past, ranked=ranked)
+    return Look(tuple(runs), records, seen, (*seen.notes, *notes))
 
 
-def has_ended(run: Run) -> bool:
-    """True when the run's last attempt recorded its end."""
+def read_records(run: Run) -> Records:
+    """Raises RunError, CheckpointError."""
     attempts = load_attempts(run)
-    return bool(attempts) and attempts[-1].has_ended
+    return Records(
+        jobs=list_jobs(run, attempts),
+        attempts=attempts,
+        finished=is_finished(run),
+        committed_step=find_committed_step(run),
+        limit_seconds=load_limit(run),
+        progress=read_progress(run, attempts[-1] if attempts else None),
+    )
 
 
 def is_finished(run: Run) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +12,23 @@ from lora_jobs.cluster.reasons import explain_reason
 from lora_jobs.runs import (
     SWEEP_FILE,
     Run,
-    Submission,
     explain_state,
     find_run,
     find_runs_root,
     find_sweep,
     is_ended,
     list_run_paths,
-    load_attempts,
 )
 from lora_jobs.workflows.evidence import gather_evidence
 from lora_jobs.workflows.folding import fold_sweeps
-from lora_jobs.workflows.looking import find_committed_step, look_at_runs
-from lora_jobs.workflows.progress import load_limit, read_progress
+from lora_jobs.workflows.looking import look_at_runs
 from lora_jobs.workflows.states import find_own_attempt, resolve_state
 
 if TYPE_CHECKING:
     from lora_jobs.cluster.observation import Observation, Sighting
     from lora_jobs.runs import Attempt
     from lora_jobs.spec import JobSpec
-    from lora_jobs.workflows.looking import Look
+    from lora_jobs.workflows.looking import Look, Records
     from lora_jobs.workflows.progress import Progress
 
 NEWEST = 20
@@ -149,9 +146,7 @@ def report_runs(look: Look) -> StatusReport:
     """A row per run, then one per job of a user whose jobs were asked for too."""
     alive = find_live_folders() if look.has_local else frozenset()
     statuses = [
-        observe_run(run, look.jobs[run.id], look.seen, alive, finished=look.finished[run.id])
-        if run.id in look.jobs
-        else describe_unreadable(run)
+        observe_run(run, look.records[run.id], look.seen, alive) if run.id in look.records else describe_unreadable(run)
         for run in look.runs
     ]
     mine = {status.job_id for status in statuses}
@@ -167,23 +162,19 @@ def describe_unreadable(run: Run) -> RunStatus:
     return RunStatus(**values)
 
 
-def observe_run(
-    run: Run, submissions: list[Submission], seen: Observation, alive: frozenset[str], *, finished: bool
-) -> RunStatus:
+def observe_run(run: Run, records: Records, seen: Observation, alive: frozenset[str]) -> RunStatus:
     """One run's row out of its records, what Slurm said, and the folders that live local processes name."""
-    attempts = load_attempts(run)
-    last = submissions[-1] if submissions else None
-    attempt = attempts[-1] if attempts else None
-    evidence = gather_evidence(run, submissions, attempt, seen, alive, finished=finished)
+    last = records.job
+    evidence = gather_evidence(run, last, records.attempt, seen, alive, finished=records.finished)
     job = evidence.job
     sighting = seen.jobs.get(last.job_id) if job and last else None
     state, reason = resolve_state(evidence)
     attempt, finished = find_own_attempt(evidence), state == "COMPLETED"
     known = explain_state(state)
     ended = is_ended(state)
-    progress = read_progress(run, attempt)
+    progress = records.progress if attempt is not None else replace(records.progress, seconds_left=None)
     elapsed = job.elapsed_seconds if job and job.state == "RUNNING" else _elapsed(attempt, active=not ended)
-    limit = (job.limit_seconds if job else None) or load_limit(run)
+    limit = (job.limit_seconds if job else None) or records.limit_seconds
     running = state == "RUNNING"
     name = last.job_id if last and last.backend == "slurm" else run.id  # a local job id is a pid, and may come again
     return RunStatus(
@@ -202,8 +193,8 @@ def observe_run(
         total_steps=progress.total_steps,
         loss=progress.loss,
         eval_loss=progress.eval_loss,
-        last_committed_step=find_committed_step(run),
-        attempts=len(attempts),
+        last_committed_step=records.committed_step,
+        attempts=len(records.attempts),
         adapter=str(run.adapter) if finished else None,
         remaining_seconds=_remaining(elapsed, limit) if running and last and last.backend == "slurm" else None,
         expected_finish=_finish(progress) if running else None,

@@ -7,12 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.runs import latest_metrics, load_metrics
+from lora_jobs.runs import latest_metrics
 from lora_jobs.units import parse_duration
 
 if TYPE_CHECKING:
     from lora_jobs.runs import Attempt, Run
 
+# Of a run's metrics, which may be millions of steps without an evaluation among them: some thousand steps.
+MOST_BYTES = 1 << 20
 _TIME_OPTION = re.compile(r"^#SBATCH --time=(\S+)$", re.MULTILINE)
 
 
@@ -40,22 +42,6 @@ class Prediction:
     world_size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run's training came to: held-out loss before and after it, and a sample answered with and without."""
-
-    losses: tuple[float | None, float | None] | None
-    sample: dict[str, Any] | None
-
-
-def load_outcome(run: Run) -> Outcome:
-    """The outcome by the run's metrics; None for what was not measured."""
-    metrics = load_metrics(run)
-    losses = {row.get("phase"): row["eval_loss"] for row in metrics if row.get("kind") == "eval"}
-    measured = (losses["before"], losses["after"]) if {"before", "after"} <= set(losses) else None
-    return Outcome(measured, next((row for row in reversed(metrics) if row.get("kind") == "sample"), None))
-
-
 def load_prediction(run: Run) -> Prediction:
     """The estimate that the run was submitted with; nothing where the file is missing or not ours."""
     try:
@@ -77,8 +63,8 @@ def load_limit(run: Run) -> int | None:
 
 def read_progress(run: Run, attempt: Attempt | None) -> Progress:
     """The newest numbers; the seconds left follow from the pace of this attempt. Reads the end of the metrics only."""
-    row = latest_metrics(run, "train") or {}
-    evaluated = latest_metrics(run, "eval") or {}
+    row = latest_metrics(run, "train", most_bytes=MOST_BYTES) or {}
+    evaluated = latest_metrics(run, "eval", most_bytes=MOST_BYTES) or {}
     predicted = load_prediction(run)
     allocated = row.get("memory_allocated_bytes")
     return Progress(
