@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from lora_jobs.sizing import quantized
 from lora_jobs.sizing.dora import saved_bytes as dora_bytes
 from lora_jobs.sizing.dora import transient_bytes as dora_transient_bytes
 from lora_jobs.sizing.parameters import trainable_tensors
@@ -175,7 +176,7 @@ def _layer_cost(
         adapter_elements=elements,
         dora=0,
         dora_transient=0,
-        mlp_backward=_mlp_backward(shape, precision, dropout=bool(dropout), adapted="down_proj" in targets),
+        mlp_backward=_mlp_backward(spec, shape, precision, batch, adapted="down_proj" in targets),
         attention_backward=attention_backward,
         fused_gate="gate_up_proj" in targets,
         first_unneeded=norm_bytes(h) + dropout * h * len(in_qkv),
@@ -195,10 +196,13 @@ _MLP_BACKWARD = {
 _MLP_BACKWARD_UNADAPTED = (6, 2, -2)
 
 
-def _mlp_backward(shape: ModelShape, precision: Precision, *, dropout: bool, adapted: bool) -> int:
+def _mlp_backward(spec: JobSpec, shape: ModelShape, precision: Precision, batch: Batch, *, adapted: bool) -> int:
     """Where down_proj carries an adapter, that adapter's inputs and gradients; else the gradients of gate and up."""
+    if spec.model.quantization is not None:
+        return quantized.mlp_backward(spec, shape, precision, batch, adapted=adapted)
     h, i, four_norms = shape.hidden_size, shape.intermediate_size, shape.traits.norms_per_layer == 4
-    if precision.base == SINGLE and precision.output != precision.adapter:  # autocast over fp32, or quantized
+    dropout = spec.lora.lora_dropout > 0
+    if precision.base == SINGLE and precision.output != precision.adapter:  # autocast over a fp32 base
         per_input = precision.adapter_backward_dropout if dropout else precision.adapter_backward
         freed = norm_bytes(h) if four_norms else 0
         streams = 6 if four_norms else 5
