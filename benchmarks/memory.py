@@ -145,6 +145,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ZeRO-2, no dropout, all saved": {"deepspeed__zero_stage": 2, "lora__lora_dropout": 0.0, **ALL_SAVED},
     "ZeRO-2, torch_autocast": AUTOCAST,
     "ZeRO-2, torch_autocast, all saved": {**AUTOCAST, **ALL_SAVED},
+    "ZeRO-0": {"deepspeed__zero_stage": 0},
+    "ZeRO-2, offload": {"deepspeed__zero_stage": 2, "deepspeed__offload_optimizer": True},
+    "ZeRO-2, fp16": {
+        "deepspeed__zero_stage": 2, "training__bf16": False, "training__fp16": True, "model__dtype": "float16",
+    },
+    "padded to 64": {"data__pad_to_multiple_of": 64, "data__max_length": 1000},
     "DDP over 2": {"resources__gpus_per_node": 2},
     "evaluation of 8": EVALUATED,
     "evaluation of 8, stock loss": {**EVALUATED, **STOCK},

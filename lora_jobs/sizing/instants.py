@@ -19,7 +19,7 @@ from lora_jobs.sizing.activations import (
 from lora_jobs.sizing.losses import LossCost, loss_cost
 from lora_jobs.sizing.modules import list_modules
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision, choose_precision
-from lora_jobs.sizing.quantized import attention_output, evaluated_mlp, held_inputs
+from lora_jobs.sizing.quantized import attention_output, evaluated_mlp, held_inputs, normed_input
 from lora_jobs.sizing.state import State, compute_state
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def _activations(step: Step) -> dict[str, int]:
         return {"checkpoints": saved + final_norm, **_shared(step)}
     saved = sum(layer.saved for layer in step.layers) * tokens
     if not input_needs_gradient(step.spec, step.shape):
-        saved -= step.layers[0].first_unneeded * tokens
+        normed = normed_input(step.spec, step.shape, step.precision)
+        saved -= (step.layers[0].first_unneeded + normed) * tokens
     saved -= attention_output(step.spec, step.shape, step.precision) * len(step.layers) * tokens
     return {
         "saved_activations": saved + final_norm,

@@ -25,16 +25,20 @@ def held_inputs(spec: JobSpec, shape: ModelShape, precision: Precision) -> int:
     """
     if not _is_int8(spec):
         return 0
-    return (
-        2 * precision.residual * shape.hidden_size
-        + precision.output * shape.intermediate_size
-        + attention_output(spec, shape, precision)
-    )
+    output = precision.attention * shape.query_size
+    return 2 * normed_input(spec, shape, precision) + precision.output * shape.intermediate_size + output
+
+
+def normed_input(spec: JobSpec, shape: ModelShape, precision: Precision) -> int:
+    """Bytes per token of one held input that a norm gives; where the layer's input needs no gradient none is held."""
+    return precision.residual * shape.hidden_size if _is_int8(spec) else 0
 
 
 def attention_output(spec: JobSpec, shape: ModelShape, precision: Precision) -> int:
-    """Bytes per token of the one held input that attention saves, too."""
-    return precision.attention * shape.query_size if _is_int8(spec) else 0
+    """Bytes per token of the held input that attention saves, too; fused projections' queries make it a copy."""
+    if not _is_int8(spec) or shape.traits.fused_projections:
+        return 0
+    return precision.attention * shape.query_size
 
 
 def _is_int8(spec: JobSpec) -> bool:
@@ -57,8 +61,11 @@ def mlp_backward(spec: JobSpec, shape: ModelShape, precision: Precision, batch: 
     if not spec.training.activation_checkpointing:
         return max(added, dequantized)
     copies = (1 if dropout or is_cast else 0) + (1 if dropout and is_cast else 0)
-    # The stream, its gradient, the base's output and the adapter's; a fp32 stream is the checkpoint itself.
+    # The stream, its gradient, the base's output and the adapter's; a fp32 stream is the checkpoint itself. Of four
+    # norms the last one has its input and gradient still to come.
     streams = 3 * precision.residual + HALF - (SINGLE if precision.residual == SINGLE else 0)
+    if shape.traits.norms_per_layer == 4:
+        streams -= SINGLE + HALF
     return max(added, dequantized, copies * output * i + streams * h)
 
 
@@ -70,7 +77,9 @@ def _dequantized(spec: JobSpec, shape: ModelShape, precision: Precision, batch: 
 
 
 def evaluated_mlp(spec: JobSpec, shape: ModelShape, precision: Precision) -> int:
-    """Bytes per token of an MLP without gradients: the activation, and up_proj's output, its sum with the adapter's,
-    and that; in int8 its product in whole numbers and the input's as well.
+    """Bytes per token of an MLP without gradients: the activation, up_proj's output, its sum with the adapter's and
+    that (a fused gate_up_proj's are twice as wide, and come before the activation); in int8 the input's copy as well.
     """
-    return (3 * precision.output + HALF) * shape.intermediate_size + (shape.hidden_size if _is_int8(spec) else 0)
+    outputs = 2 * precision.output + HALF
+    widths = 2 * outputs if shape.traits.fused_projections else outputs + precision.output
+    return widths * shape.intermediate_size + (shape.hidden_size if _is_int8(spec) else 0)
