@@ -1,4 +1,4 @@
-"""What the loss takes: the logits of the stock loss, or the tiles of TRL's fused one."""
+"""What the loss takes: the logits of the stock loss, the tiles of TRL's fused one, or Liger's few rows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def loss_cost(
     """The cost of the loss that this job's trainer really computes."""
     if uses_fused_loss(spec):
         return _fused_loss(shape, precision, batch, evaluation, head_gradient=head_gradient, on_cpu=on_cpu)
-    return _stock_loss(shape, precision, batch, evaluation, head_gradient=head_gradient)
+    stock = _stock_loss(shape, precision, batch, evaluation, head_gradient=head_gradient)
+    if not spec.training.use_liger_kernel:
+        return stock
+    return _liger_loss(shape, precision, batch, head_gradient=head_gradient, evaluation=stock.evaluation)
 
 
 def _stock_loss(
@@ -84,6 +87,27 @@ def _stock_loss(
             STOCK_EVALUATION * evaluation.tokens * shape.vocab_size,
             precision.attention * evaluation.tokens * shape.vocab_size + head,
         ),
+    )
+
+
+def _liger_loss(
+    shape: ModelShape, precision: Precision, batch: Batch, *, head_gradient: int, evaluation: int
+) -> LossCost:
+    """Logits of as many rows as the hidden states have room for, and the gradient, which the forward pass makes too.
+    An evaluation builds every logit. Source: liger_kernel/ops/fused_linear_cross_entropy.py and transformers/model,
+    0.8.5, read.
+    """
+    h, vocabulary, tokens = shape.hidden_size, shape.vocab_size, batch.tokens
+    rows = -(-tokens // -(-vocabulary // h))
+    rows = min(tokens, 1 << (rows - 1).bit_length())
+    gradient = precision.residual * h * tokens
+    head = precision.attention * vocabulary * h if precision.casts_base else 0
+    return LossCost(
+        name="fused_loss",
+        forward=gradient + precision.attention * rows * vocabulary + head + head_gradient,
+        backward=gradient + head_gradient,
+        head_backward=gradient + head_gradient if head_gradient else 0,
+        evaluation=evaluation,
     )
 
 
