@@ -16,7 +16,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-memory bench-train bench-queue bench-sweep faults capture readme install slurm-packages golden clean
+.PHONY: help demo test check format bench bench-memory bench-train bench-queue bench-sweep faults capture readme install slurm-packages browser golden clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -58,7 +58,13 @@ slurm-packages:
 		echo "To run them: sudo apt-get install $(SLURM_PACKAGES), then make test as root."; \
 	fi
 
-test: $(VENV)/.dev slurm-packages
+# A real browser for the test of `report`; where there is none that test is skipped.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing chromium for the test of report" && \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium fonts-liberation >/dev/null; } || \
+		echo "chromium is not installed: the test of the report in a browser is skipped (apt-get install chromium)."
+
+test: $(VENV)/.dev slurm-packages browser
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev

@@ -1,4 +1,7 @@
-"""What a commit and a verification cost beside the bare save: files of the size of a real LoRA checkpoint."""
+"""What a commit and a verification cost beside the bare save: files of the size of a real LoRA checkpoint.
+
+The commit is measured with the rotation after it, which verifies the checkpoint before byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints import commit_checkpoint, verify_checkpoint
+from lora_jobs.checkpoints import commit_checkpoint, rotate_checkpoints, verify_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +41,16 @@ def measure_costs() -> dict[str, Any]:
 def measure_once() -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="lora-jobs-costs-") as name:
         directory = Path(name) / f"checkpoint-{STEP}"
-        save = clock(lambda: write_checkpoint(directory))
-        commit = clock(lambda: commit_checkpoint(directory, step=STEP, world_size=2))
+        save = clock(lambda: write_checkpoint(directory, step=STEP))
+        before = directory.with_name(f"checkpoint-{STEP - 1}")
+        write_checkpoint(before, step=STEP - 1)
+        commit_checkpoint(before, step=STEP - 1, world_size=2)
+
+        def commit_and_rotate() -> None:
+            commit_checkpoint(directory, step=STEP, world_size=2)
+            rotate_checkpoints(directory.parent, committed=directory)
+
+        commit = clock(commit_and_rotate)
         levels = {}
         for level in (0, 1, 2):
             forget(directory)
@@ -61,12 +72,12 @@ def verify(directory: Path, level: int) -> None:
     assert verdict.good, verdict.reason
 
 
-def write_checkpoint(directory: Path) -> None:
+def write_checkpoint(directory: Path, *, step: int) -> None:
     """The files of a ZeRO-2 checkpoint of two ranks, written as Trainer and DeepSpeed write them: without fsync."""
     import torch
     from safetensors.torch import save_file
 
-    states = directory / f"global_step{STEP}"
+    states = directory / f"global_step{step}"
     states.mkdir(parents=True)
     save_file({"base.lora_A.weight": torch.rand(PARAMETERS).bfloat16()}, directory / "adapter_model.safetensors")
     torch.save({"module": {}}, states / "mp_rank_00_model_states.pt")
@@ -74,10 +85,10 @@ def write_checkpoint(directory: Path) -> None:
         shard = {name: torch.rand(PARAMETERS // 2) for name in ("master", "exp_avg", "exp_avg_sq")}
         torch.save(shard, states / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
         torch.save({"cpu": torch.get_rng_state()}, directory / f"rng_state_{rank}.pth")
-    torch.save({"last_epoch": STEP}, directory / "scheduler.pt")
-    (directory / "latest").write_text(f"global_step{STEP}")
+    torch.save({"last_epoch": step}, directory / "scheduler.pt")
+    (directory / "latest").write_text(f"global_step{step}")
     (directory / "adapter_config.json").write_text("{}")
-    (directory / "trainer_state.json").write_text(json.dumps({"global_step": STEP, "epoch": 1.0}))
+    (directory / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 1.0}))
 
 
 def forget(directory: Path) -> None:

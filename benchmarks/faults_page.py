@@ -1,60 +1,158 @@
-"""docs/faults.md out of benchmarks/results/faults.json."""
+"""docs/faults.md and the README's summary out of benchmarks/results/faults.json."""
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+from statistics import median
 from typing import Any
+
+from readme import README, find_between, replace_between
+
+PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
+MARKS = ("<!-- make faults: summary -->\n", "<!-- /make faults: summary -->\n")
+SAVE_STEPS = 2
 
 HEAD = """# What stops a run, what damages a checkpoint, and what resume does then
 
-Written by `make faults`: the cases of `tests/faults` and `tests/cluster`, each really run. *Stock* is
-transformers' Trainer with PEFT, resumed by `trainer.train(resume_from_checkpoint=get_last_checkpoint(...))`: one
-process without DeepSpeed ("plain"), two ranks with ZeRO-2 ("zero2"). Each case starts from a run with two checkpoints,
-of steps 2 and 4 of 8; the fault is in the newer one, and the older one is good. "Trained on wrong state": resume ended
-without an error and the adapter is not the one of an uninterrupted run, byte for byte.
+Written by `make faults` (`benchmarks/faults.py`): the long form of `tests/faults` and of `tests/cluster`, each case
+really run. *Stock* is transformers' Trainer with PEFT, resumed by `trainer.train(resume_from_checkpoint=
+get_last_checkpoint(...))`: one process without DeepSpeed ("plain"), two ranks with ZeRO-2 ("zero2"). Each case of
+damage starts from a run with two checkpoints, of steps 2 and 4 of 8; the fault is in the newer one, and the older one
+is good. "Trained on wrong state": resume ended without an error, and the adapter is not the one of an uninterrupted
+run, byte for byte. How the protocol works: [checkpoints.md](checkpoints.md); what follows a stop:
+[interruptions.md](interruptions.md).
 """
 
+Rows = list[dict[str, Any]]
 
-def render_page(document: dict[str, Any]) -> str:
+
+def write_pages(results: dict[str, Any]) -> str:
+    """Write both; returns the page."""
+    page = render_page(results)
+    PAGE.write_text(page, encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    lines = [line for line in render_figures(collect_rows(results), find_costs(results)) if line[0] in IN_README]
+    summary = "\n" + table(("measured (`make faults`)", ""), lines) + "\n"
+    if find_between(text, MARKS) != summary:
+        README.write_text(replace_between(text, MARKS, summary), encoding="utf-8")
+    return page
+
+
+def collect_rows(results: dict[str, Any]) -> Rows:
+    return [row for part in results.values() for row in part["rows"]]
+
+
+def find_costs(results: dict[str, Any]) -> dict[str, Any]:
+    return dict(results.get("costs", {}).get("costs", {}))
+
+
+def render_page(results: dict[str, Any]) -> str:
     """The whole page."""
-    rows = document["rows"]
+    rows, costs = collect_rows(results), find_costs(results)
     sections = [
         HEAD,
-        render_summary(document),
+        table(("figure", "measured"), render_figures(rows, costs)),
         "## Damaged checkpoints\n\n" + render_damage(rows),
         "## Crashes, kills and signals\n\n" + render_stops(rows),
         "## On a real Slurm\n\n" + render_slurm(rows),
-        "## Costs\n\n" + render_costs(document["costs"]),
-        render_machine(document),
+        "## Another spec, or other inputs\n\n" + render_drift(rows),
+        "## Costs\n\n" + render_costs(costs),
+        "## What was run\n\n" + render_parts(results),
     ]
     return "\n".join(section for section in sections if section)
 
 
-def render_summary(document: dict[str, Any]) -> str:
-    found = document["summary"]
-    stock = ", ".join(f"{count} {verdict}" for verdict, count in sorted(found["stock"].items()))
-    ours = ", ".join(f"{count} {verdict}" for verdict, count in sorted(found["ours"].items()))
-    lines = [
-        ("stock resume", f"{found['compared_with_stock']} damaged checkpoints: {stock}"),
-        ("ours", f"{found['damaged_checkpoints']} damaged checkpoints: {ours}"),
-        ("silent wrong resumes of ours", f"{found['ours_silent_wrong_resumes']}"),
-        ("fell back where a good one exists", f"{found['ours_fall_back_percent']} %"),
-        ("hangs of ours", f"{found['ours_hangs']}"),
-        ("crash states replayed", f"{found['crash_states']}; the last committed checkpoint is chosen in each"),
+IN_README = (
+    "damaged checkpoints, stock resume",
+    "damaged checkpoints, ours",
+    "silent wrong resumes of ours",
+    "fell back where an older good one exists",
+    "hangs of ours",
+    "kill -9 at random moments",
+    "worst loss",
+    "commit at a 5-minute interval",
+)
+
+
+def render_figures(rows: Rows, costs: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures that matter; one that nothing was measured for is left out."""
+    damaged = [row for row in rows if row["group"] in ("damage", "full disk") and "ours" in row]
+    compared = [row for row in damaged if row.get("stock", "not applicable") != "not applicable"]
+    with_good = [row for row in damaged if row.get("good_one_exists")]
+    back = sum(row["ours"] == "fell back" for row in with_good)
+    kills = [row for row in rows if row["group"] == "kill"]
+    signals = [row for row in rows if row["group"] in ("signal", "every step")]
+    prefixes = [row for row in rows if row["group"] == "crash prefix"]
+    returns = [row["seconds_to_first_step"] for row in rows if "seconds_to_first_step" in row]
+    code = sum("ran the hidden code" in row["stock"] for row in compared)
+    found: list[tuple[str, str]] = []
+    if compared:
+        stock = count_verdicts(row["stock"].partition(";")[0] for row in compared)
+        note = f"; hidden code ran in {code}" if code else ""
+        found.append(("damaged checkpoints, stock resume", f"{len(compared)}: {stock}{note}"))
+    if damaged:
+        found.append(("damaged checkpoints, ours", f"{len(damaged)}: {count_verdicts(row['ours'] for row in damaged)}"))
+    found += [
+        ("silent wrong resumes of ours", f"{sum(is_wrong(row) for row in rows)} in {count_resumes(rows)} resumes"),
+        ("fell back where an older good one exists", f"{back} of {len(with_good)}"),
         (
-            "kill -9 at random moments",
-            f"{found['kills']} kills in {found['killed_runs']} runs; {found['killed_runs_same_result']} of them end "
-            "with the adapter of the uninterrupted run",
-        ),
-        (
-            "worst loss",
-            f"kill -9: {found['worst_lost_steps_kill']} steps (a save every {found['save_interval_steps']}); "
-            f"a signal ({found['signals']} times): {found['worst_lost_steps_signal']} steps",
+            "hangs of ours",
+            f"{sum(bool(row.get('hung')) or str(row.get('ours', '')).startswith('hung') for row in rows)}",
         ),
     ]
-    return table(("figure", "measured"), lines)
+    if prefixes:
+        states = sum(row["states"] for row in prefixes)
+        found.append(("crash states replayed", f"{states}; the last committed checkpoint is chosen in each"))
+    if kills:
+        same = sum(row["ours"] == "same result" for row in kills)
+        found.append(
+            (
+                "kill -9 at random moments",
+                f"{sum(row['kills'] for row in kills)} kills in {len(kills)} runs; {same} of {len(kills)} end with the "
+                "adapter of the uninterrupted run, byte for byte",
+            )
+        )
+    if kills or signals:
+        losses = []
+        if kills:
+            worst = max(row["worst_lost_steps"] for row in kills)
+            losses.append(f"kill -9: {worst} steps (a save every {SAVE_STEPS})")
+        if signals:
+            times = sum(row.get("interruptions", 1) for row in signals)
+            losses.append(f"a signal ({times} times): {max(row['lost_steps'] for row in signals)} steps")
+        found.append(("worst loss", "; ".join(losses)))
+    if costs:
+        found.append(("commit at a 5-minute interval", render_overhead(costs)))
+    if returns:
+        found.append(("from the start of a requeued attempt to its first step", f"{median(returns):.0f} s (median)"))
+    return found
 
 
-def render_damage(rows: list[dict[str, Any]]) -> str:
+def count_resumes(rows: Rows) -> int:
+    """Trainings that were started again in these rows and compared with an uninterrupted one."""
+    counted = ("damage", "full disk", "control", "signal", "every step", "stall", "slurm", "stop")
+    return sum(row.get("interruptions", 1) for row in rows if row["group"] in counted) + sum(
+        row["kills"] for row in rows if row["group"] == "kill"
+    )
+
+
+def is_wrong(row: dict[str, Any]) -> bool:
+    return any(word in str(row.get("ours")) for word in ("wrong", "other result", "ran the hidden code"))
+
+
+def count_verdicts(verdicts: Any) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).most_common())
+
+
+def render_overhead(costs: dict[str, Any]) -> str:
+    return (
+        f"{costs['commit_percent_of_5_minutes']:.2f} % of the training time: {costs['commit_seconds']:.2f} s for "
+        f"{costs['bytes'] / 1e6:.0f} MB"
+    )
+
+
+def render_damage(rows: Rows) -> str:
     lines = [
         (row["case"], row.get("kind", ""), row.get("stock", ""), row["ours"])
         for row in rows
@@ -63,29 +161,44 @@ def render_damage(rows: list[dict[str, Any]]) -> str:
     return table(("fault in the newest checkpoint", "training", "stock resume", "ours"), lines)
 
 
-def render_stops(rows: list[dict[str, Any]]) -> str:
+def render_stops(rows: Rows) -> str:
     lines = []
     for row in rows:
         if row["group"] == "crash prefix":
             lines.append((f"crash: {row['case']}", row["ours"], f"{row['states']} states"))
-        elif row["group"] in ("signal", "every step", "stall"):
+        elif row["group"] in ("signal", "every step", "stall", "stop"):
             times = row.get("interruptions", 1)
             lost = f"{row['lost_steps']} steps lost" if "lost_steps" in row else ""
-            lines.append(
-                (f"{row['group']}: {row['case']}" + (f" ({times} times)" if times > 1 else ""), row["ours"], lost)
+            what = f"{row['group']}: {row['case']}" + (f" ({times} times)" if times > 1 else "")
+            lines.append((what, row["ours"], lost))
+    for kind, one in ((kind, one) for kind in ("plain", "ddp", "zero2") for one in (True, False)):
+        runs = [row for row in rows if row["group"] == "kill" and row["kind"] == kind]
+        count = sum(row["one_rank"] if one else row["kills"] - row["one_rank"] for row in runs)
+        if count:
+            who = "one rank" if one else "all ranks"
+            worst = max(row["worst_lost_steps"] for row in runs)
+            same = "same result" if all(row["ours"] == "same result" for row in runs) else "other result"
+            lines.append((f"kill -9 of {who}, {kind} ({count} times)", same, f"at most {worst} steps lost"))
+    return table(("what happens", "ours", "measured"), lines)
+
+
+def render_slurm(rows: Rows) -> str:
+    lines = []
+    for row in rows:
+        if row["group"] == "slurm":
+            lost = f"{row['lost_steps']} steps repeated" if "lost_steps" in row else ""
+            back = (
+                f"first step {row['seconds_to_first_step']:.0f} s after the start"
+                if "seconds_to_first_step" in row
+                else ""
             )
-        elif row["group"] == "drift":
-            lines.append((f"drift: {row['case']}", row["ours"], row.get("stock", "")))
+            lines.append((row["case"], row["ours"], "; ".join(filter(None, (lost, back)))))
     return table(("what happens", "ours", "measured"), lines)
 
 
-def render_slurm(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        (row["case"], row["ours"], f"{row['lost_steps']} steps repeated" if "lost_steps" in row else "")
-        for row in rows
-        if row["group"] == "slurm"
-    ]
-    return table(("what happens", "ours", "measured"), lines)
+def render_drift(rows: Rows) -> str:
+    lines = [(row["case"], row.get("stock", ""), row["ours"]) for row in rows if row["group"] == "drift"]
+    return table(("what differs at the resume", "stock resume", "ours"), lines)
 
 
 def render_costs(costs: dict[str, Any]) -> str:
@@ -94,10 +207,7 @@ def render_costs(costs: dict[str, Any]) -> str:
     lines = [
         ("checkpoint", f"{costs['bytes'] / 1e6:.0f} MB over two ranks"),
         ("bare save, as Trainer and DeepSpeed do it", f"{costs['save_seconds']:.2f} s"),
-        (
-            "commit after it: fsync, hash, manifest (one process for both ranks)",
-            f"{costs['commit_seconds']:.2f} s, {costs['commit_percent_of_5_minutes']:.2f} % of a 5-minute interval",
-        ),
+        ("commit after it: fsync, hash, manifest, rotation (one process for both ranks)", render_overhead(costs)),
         ("verify: sizes", f"{costs['verify_0_seconds'] * 1000:.1f} ms"),
         ("verify: structure, checksums, pickles", f"{costs['verify_1_seconds']:.2f} s"),
         (
@@ -109,11 +219,17 @@ def render_costs(costs: dict[str, Any]) -> str:
     return table(("cost", "measured"), lines)
 
 
-def render_machine(document: dict[str, Any]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
-    failed = document["failed"]
-    note = f"\nTests that failed in this run: {failed}.\n" if failed else ""
-    return f"Measured with: {machine}.\n{note}"
+def render_parts(results: dict[str, Any]) -> str:
+    """When and with what each part was measured."""
+    lines = []
+    for name, part in results.items():
+        machine = part["machine"]
+        failed = f", **failed: {', '.join(part['failed'])}**" if part["failed"] else ""
+        ran = f"{part['tests']} tests in {part['seconds']:.0f} s{failed}" if "tests" in part else "measured"
+        where = f"{machine['cores']} cores, load {machine['load']}"
+        versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "transformers", "peft", "deepspeed"))
+        lines.append((name, ran, machine["date"], where, versions))
+    return table(("part", "result", "date", "machine", "versions"), lines)
 
 
 def table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

@@ -1,10 +1,11 @@
 """What `status` and `why` cost over the raw squeue and sprio, with a long queue and with many run directories.
 
 `make bench-queue` (as root: it starts the tests' Slurm) prints the tables and writes results/queue_view.json.
-Each pair is measured in turn in one run; the ratio is the median of the pairs' ratios. Memory is the highest resident
-set of the process (without Slurm's own commands), from wait4. The processor time (user and system, Slurm's commands
-that ours starts included) says what the clock would on a machine that does nothing else. Our modules are byte-compiled
-first, as an installed package's are.
+Each pair is measured in turn in one run; the ratio is the median of the pairs' ratios. "least" is the fastest of ours
+less the fastest of the raw calls: what is left where other programs of a busy machine got in the way least. Memory is
+the highest resident set of the process (without Slurm's own commands), from wait4. The processor time (user and system,
+Slurm's commands that ours starts included) says what the clock would on a machine that does nothing else. Our modules
+are byte-compiled first, as an installed package's are.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FILES = {"spec.yaml": "name: a\n", "script.sbatch": "#SBATCH --time=00:10:00\n"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One command beside the raw calls: medians in seconds, their difference, the median of the ratios, MiB."""
+    """One command beside the raw calls: medians in seconds, their difference (of medians, of the fastest), MiB."""
 
     what: str
     pending: int
@@ -51,6 +52,8 @@ class Row:
     raw: str
     raw_seconds: float
     over_raw_seconds: float
+    least_seconds: float
+    least_raw_seconds: float
     ratio: float
     memory_mib: float
     cpu_seconds: float
@@ -94,15 +97,16 @@ def measure(what: str, words: Sequence[str], raw: Sequence[Sequence[str]], pendi
             pairs.append((ours, sum(answer[0] for answer in answers), cpu, sum(answer[2] for answer in answers)))
     ours, theirs, cpu, raw_cpu = (statistics.median(side) for side in zip(*pairs, strict=True))
     over = statistics.median(pair[0] - pair[1] for pair in pairs)
+    least, least_raw = (min(side) for side in list(zip(*pairs, strict=True))[:2])
     ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
     names = " + ".join(" ".join(call[:2]) for call in raw)
     row = Row(
-        what, pending, runs, round(ours, 3), names, round(theirs, 3), round(over, 3), round(ratio, 2), round(memory),
-        round(cpu, 3), round(raw_cpu, 3),
+        what, pending, runs, round(ours, 3), names, round(theirs, 3), round(over, 3), round(least, 3),
+        round(least_raw, 3), round(ratio, 2), round(memory), round(cpu, 3), round(raw_cpu, 3),
     )  # fmt: skip
     print(
-        f"{what:22} {pending:6} pending {runs:6} runs  {row.seconds:6.3f} s  {names}: {row.raw_seconds:6.3f} s  "
-        f"+{row.over_raw_seconds:.3f} s  x{row.ratio:.2f}  {row.memory_mib:.0f} MiB  "
+        f"{what:20} {pending:5} pending {runs:5} runs  {row.seconds:.3f} s, raw {row.raw_seconds:.3f} s, "
+        f"+{row.over_raw_seconds:.3f} s (least +{least - least_raw:.3f} s)  {row.memory_mib:.0f} MiB  "
         f"processor {row.cpu_seconds:.2f} s, raw {row.raw_cpu_seconds:.2f} s",
         flush=True,
     )
@@ -170,6 +174,24 @@ def measure_queue(cluster: SlurmCluster, directory: Path) -> list[Row]:
     return rows
 
 
+def measure_growth(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """From the shortest to the longest queue: what each command costs more, and the raw calls beside it, in seconds."""
+    found: list[dict[str, object]] = []
+    for what in dict.fromkeys(row.what for row in rows if row.run_directories == 1):
+        first, *_, last = [row for row in rows if row.what == what and row.run_directories == 1]
+        growth = {
+            "what": what,
+            "pending": [first.pending, last.pending],
+            "least_seconds": round(last.least_seconds - first.least_seconds, 3),
+            "least_raw_seconds": round(last.least_raw_seconds - first.least_raw_seconds, 3),
+            "cpu_seconds": round(last.cpu_seconds - first.cpu_seconds, 3),
+            "raw_cpu_seconds": round(last.raw_cpu_seconds - first.raw_cpu_seconds, 3),
+        }
+        print("growth", json.dumps(growth))
+        found.append(growth)
+    return found
+
+
 def main() -> int:
     if (missing := find_missing()) is not None:
         print(f"not measured: {missing}", file=sys.stderr)
@@ -189,7 +211,10 @@ def main() -> int:
     machine = {"python": platform.python_version(), "cpus": os.cpu_count(), "system": platform.platform()}
     machine["load"] = round(os.getloadavg()[0], 1)
     RESULTS.parent.mkdir(exist_ok=True)
-    document = {"pairs": PAIRS, "rows": [asdict(row) for row in rows], "versions": versions, "machine": machine}
+    table = [asdict(row) for row in rows]
+    document = {
+        "pairs": PAIRS, "rows": table, "growth": measure_growth(rows), "versions": versions, "machine": machine,
+    }  # fmt: skip
     RESULTS.write_text(json.dumps(document, indent=2) + "\n")
     return 0
 

@@ -10,9 +10,9 @@ from lora_jobs.checkpoints.drift import (
     find_drift,
     find_run_drift,
     list_allowed,
-    record_inputs,
     refuse_drift,
 )
+from lora_jobs.checkpoints.inputs import record_inputs
 from lora_jobs.checkpoints.manifest import MANIFEST, PINNED, AdapterDigest, FileEntry, Manifest, load_manifest
 from lora_jobs.checkpoints.room import find_shortage
 from lora_jobs.checkpoints.rotate import Rotation, rotate_checkpoints

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_jobs.checkpoints.manifest import MANIFEST, hash_file, load_manifest
+from lora_jobs.checkpoints.inputs import fingerprint_inputs, stored_inputs_path, stored_spec_path
+from lora_jobs.checkpoints.manifest import MANIFEST, load_manifest
 from lora_jobs.errors import RunError
-from lora_jobs.runs.durable import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from lora_jobs.runs import Run
     from lora_jobs.spec import JobSpec
@@ -33,6 +33,8 @@ _RULES: dict[str, tuple[Kind, str]] = {
     "name": ("free", _NO_EFFECT),
     "model": ("forbidden", _OTHER_WEIGHTS),
     "model.attn_implementation": ("allowed_with_flag", _OTHER_RESULT),
+    "model.device_map": ("free", _NO_EFFECT),
+    "model.low_cpu_mem_usage": ("free", _NO_EFFECT),
     "model.trust_remote_code": ("allowed_with_flag", _OTHER_RESULT),
     "lora": ("forbidden", _OTHER_WEIGHTS),
     "lora.lora_dropout": ("allowed_with_flag", _OTHER_RESULT),
@@ -110,20 +112,8 @@ def find_drift(stored: JobSpec, present: JobSpec) -> list[Drift]:
     return found
 
 
-def record_inputs(run: Run, attempt: int, spec: JobSpec) -> None:
-    """Keep what an attempt starts with, for the checkpoints that it will commit: its spec, and its data by content."""
-    write_atomic(_history(run, attempt, "spec.yaml"), run.spec_path.read_bytes())
-    write_atomic(_history(run, attempt, "data.json"), json.dumps(fingerprint_data(spec)) + "\n")
-
-
-def fingerprint_data(spec: JobSpec) -> dict[str, str]:
-    """xxh3_128 of the training file; nothing where it is no file of this machine."""
-    path = Path(spec.data.train)
-    return {"data.train": hash_file(path)} if path.is_file() else {}
-
-
 def find_run_drift(run: Run, checkpoint: Path | None, present: JobSpec) -> list[Drift]:
-    """What differs between the attempt that committed the checkpoint and the spec of now, the data's content included.
+    """What differs between the attempt that committed the checkpoint and now: the spec, and its inputs' content.
 
     Without a checkpoint, or for one without a manifest or whose attempt left no spec, the run's own spec is compared.
     """
@@ -131,18 +121,26 @@ def find_run_drift(run: Run, checkpoint: Path | None, present: JobSpec) -> list[
 
     committed = checkpoint if checkpoint is not None and (checkpoint / MANIFEST).exists() else None
     number = load_manifest(committed).metadata.get("attempt") if committed is not None else None
-    path = _history(run, number, "spec.yaml") if isinstance(number, int) else run.spec_path
+    if not isinstance(number, int):
+        return find_drift(load_spec(run.spec_path), present)
+    path = stored_spec_path(run, number)
     found = find_drift(load_spec(path if path.is_file() else run.spec_path), present)
-    data = _history(run, number, "data.json") if isinstance(number, int) else None
-    if data is not None and data.is_file():
-        stored, now = json.loads(data.read_text(encoding="utf-8")), fingerprint_data(present)
-        known = {drift.key for drift in found}
+    inputs = stored_inputs_path(run, number)
+    if inputs.is_file():
+        named = {drift.key for drift in found}
         found += [
-            Drift(key, f"content {stored[key]}", f"content {now[key]}", "allowed_with_flag", _OTHER_DATA)
-            for key in stored
-            if key in now and stored[key] != now[key] and key not in known
+            drift for drift in find_other_inputs(json.loads(inputs.read_bytes()), present) if drift.key not in named
         ]
     return found
+
+
+def find_other_inputs(stored: Mapping[str, str], present: JobSpec) -> Iterator[Drift]:
+    """What lies at the same place and is something else now."""
+    now = fingerprint_inputs(present)
+    for key, digest in stored.items():
+        if key in now and now[key] != digest:
+            kind, why = find_rule(key)
+            yield Drift(key, f"content {digest}", f"content {now[key]}", kind, why)
 
 
 def list_allowed(run: Run, drift: Sequence[Drift], keys: Sequence[str]) -> dict[str, Any]:
@@ -175,10 +173,6 @@ def refuse_drift(drift: Sequence[Drift], allowed: Mapping[str, Any]) -> None:
         keys = "; ".join(f"{c.key}: was {c.stored}, now {c.present}" for c in asking)
         flags = " ".join(f"--allow-drift {c.key}" for c in asking)
         raise RunError(f"this changes how the run trains on: {keys}", hint=f"if that is meant: {flags}")
-
-
-def _history(run: Run, attempt: int, name: str) -> Path:
-    return run.directory / f"attempt-{attempt}.{name}"
 
 
 def find_rule(key: str) -> tuple[Kind, str]:

@@ -55,13 +55,14 @@ def cancel(job: str | None) -> bool:
 
 def show_page(job: str, *, as_json: bool) -> bool:
     """The page of the sweep that `job` means: a row per task; False where it means none."""
-    from lora_jobs.cli import show_sweep
     from lora_jobs.runs import find_runs_root, find_sweep
-    from lora_jobs.workflows.observing import observe_runs
 
     sweep = find_sweep(job, find_runs_root())
     if sweep is None:
         return False
+    from lora_jobs.cli import show_sweep
+    from lora_jobs.workflows.observing import observe_runs
+
     report = observe_runs(sweep.runs)
     if as_json:
         values = {task.run: dict(task.values) for task in sweep.tasks}

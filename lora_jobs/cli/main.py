@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lora_jobs import __version__
-from lora_jobs.cli import commands_data, commands_sweep
+from lora_jobs.cli import commands_data, commands_report, commands_sweep
 from lora_jobs.cli.screen import clean_log, error_to_json, print_json, say, show_error, show_rows, warn
 from lora_jobs.errors import ClusterError, LoraJobsError, RunError, SpecError
 
@@ -286,7 +286,7 @@ def _show_sent(sent: SubmitReport, *, wait: bool, as_json: bool) -> None:
         return
     from lora_jobs.cli.show_runs import show_outcome, show_progress
     from lora_jobs.workflows.following import follow_run
-    from lora_jobs.workflows.progress import load_outcome
+    from lora_jobs.workflows.results import load_outcome
 
     final = show_progress(follow_run(sent.run), quiet=as_json or sent.reused)
     if not as_json:
@@ -420,6 +420,7 @@ def init_environment(
 
 
 app.command()(commands_sweep.compare)
+app.command()(commands_report.report)
 
 
 def run() -> None:

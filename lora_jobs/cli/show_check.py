@@ -13,6 +13,7 @@ from lora_jobs.cli.show_status import format_span
 from lora_jobs.cli.show_targets import show_targets
 from lora_jobs.sizing.cards import COMMON
 from lora_jobs.units import format_count, format_gib
+from lora_jobs.workflows.lengths import describe_basis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +81,8 @@ def _show_costs(costs: Costs) -> None:
         again = {None: "", 0: ", one job"}.get(time.requeues, f", {time.requeues} requeue(s)")
         text = f"{time.duration.steps} steps take {span} of {format_span(time.limit_seconds)} asked for{again}"
     assumed = "" if time.duration.measured else " assumed"
-    say_wrapped(f"time: {text}; {time.duration.basis.removesuffix(' assumed')}{assumed}")
+    lengths = "" if time.train is None else f"; row lengths {describe_basis(time.train)}"
+    say_wrapped(f"time: {text}; {time.duration.basis.removesuffix(' assumed')}{assumed}{lengths}")
 
 
 def _show_warnings(warnings: Sequence[str]) -> None:

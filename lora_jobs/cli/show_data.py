@@ -28,6 +28,10 @@ def show_preview(preview: Preview) -> None:
     if preview.evaluation is not None:
         say()
         _show_lengths(preview.evaluation, data.max_length)
+    if preview.unkept:
+        say(f"note: {preview.unkept}")
+    else:
+        say("check and plan count with these lengths from now on")
 
 
 def _show_piece(piece: Piece) -> None:

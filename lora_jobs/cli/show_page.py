@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean_log, find_width, say, warn
 from lora_jobs.cli.show import show_verdicts
-from lora_jobs.cli.show_status import format_job, format_span, format_state, format_steps, format_when
+from lora_jobs.cli.show_status import (
+    format_job,
+    format_result,
+    format_span,
+    format_state,
+    format_steps,
+    format_when,
+)
 from lora_jobs.units import format_duration, format_gib
 
 if TYPE_CHECKING:
@@ -47,6 +54,7 @@ def show_page(page: RunPage) -> None:
         "tokens/s": None if status.tokens_per_second is None else f"{status.tokens_per_second:.0f}",
         **{f"memory, {one.name.replace('_', ' ')}": _format_measured(one) for one in page.memory},
         "GPU-hours": None if page.gpu_hours is None else f"{page.gpu_hours:g} used so far, on {page.gpus} at a time",
+        **{f"final {result.name.replace('_', ' ')}": format_result(result) for result in page.results},
         "adapter": status.adapter,
         "script": page.script,
         "next": status.next_step or (f"lora-jobs why {status.run}" if status.state == "PENDING" else None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -9,18 +10,24 @@ from rich.text import Text
 
 from lora_jobs.cli.screen import build_console, clean, say
 from lora_jobs.cli.show import explain_end
+from lora_jobs.cli.show_status import format_result
 from lora_jobs.workflows.observing import RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.runs import Run
-    from lora_jobs.workflows.progress import Outcome
+    from lora_jobs.workflows.results import Outcome
 
 
 def _number(value: float | None) -> str:
     """Four digits; a record holds null where the number was NaN or infinite."""
     return "not a finite number" if value is None else f"{value:.4f}"
+
+
+def _perplexity(loss: float | None) -> str:
+    """exp of the loss per token."""
+    return "not a finite number" if loss is None or loss > 700 else f"{math.exp(loss):.2f}"
 
 
 def show_progress(events: Iterable[RunStatus | dict[str, Any]], *, quiet: bool = False) -> RunStatus:
@@ -78,6 +85,10 @@ def show_outcome(run: Run, status: RunStatus, outcome: Outcome) -> None:
     if outcome.losses is not None:
         before, after = outcome.losses
         say(f"  held-out loss   {_number(before)} before, {_number(after)} after")
+        say(f"  perplexity      {_perplexity(before)} before, {_perplexity(after)} after")
+    if outcome.results:
+        said = [f"{result.name.replace('_', ' ')} {format_result(result)}" for result in outcome.results]
+        say(f"  final           {'; '.join(said)}")
     if (sample := outcome.sample) is not None:
         say(f"  wanted answer   {_shorten(sample.get('expected', ''))}")
         say(f"  without adapter {_shorten(sample.get('without_adapter', ''))}")

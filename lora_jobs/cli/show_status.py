@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.workflows.observing import RunStatus, StatusReport
+    from lora_jobs.workflows.results import Result
 
 
 def show_status(report: StatusReport) -> None:
@@ -110,6 +111,16 @@ def format_memory(status: RunStatus) -> str:
     if not status.predicted_bytes:
         return f"{status.memory_peak_bytes / GIB:.1f} GiB"
     return f"{status.memory_peak_bytes / GIB:.1f}/{status.predicted_bytes / GIB:.1f} GiB"
+
+
+def format_result(result: Result) -> str:
+    """A final metric: "21.3 (18 expected: reached)"."""
+    if result.reached is None:
+        return f"{result.expected:g} expected"
+    target = (
+        "" if result.expected is None else f" ({result.expected:g} expected: {'' if result.met else 'NOT '}reached)"
+    )
+    return f"{result.reached:.4g}{target}"
 
 
 def _cut(text: str, width: int) -> str:

@@ -51,8 +51,8 @@ def submit_array(sweep: Sweep) -> Submission:
     Errors: SubmissionError with Slurm's words made plain; CommandError when sbatch is away.
     """
     refuse_without_slurm()
-    job_id, cluster = call_sbatch(sweep.script_path)
-    return Submission(job_id, "slurm", time.time(), socket.gethostname(), cluster=cluster)
+    job_id = call_sbatch(sweep.script_path)
+    return Submission(job_id, "slurm", time.time(), socket.gethostname())
 
 
 def submit_sequence(sweep: Sweep, *, only: Sequence[str] = ()) -> Submission:

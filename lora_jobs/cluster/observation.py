@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lora_jobs.cluster.client import NO_SUCH_JOB, ask_sacct, ask_sprio, last_match
+from lora_jobs.cluster.client import NO_SUCH_JOB, ask_sacct, ask_sprio
 from lora_jobs.cluster.commands import clean_environment, find_query_seconds, run_command
-from lora_jobs.cluster.parsers import Factors, SlurmJob, is_job_id, match_job, parse_config
-from lora_jobs.cluster.queue import QUEUE_FORMAT, Place, Queue, find_places, fold_tasks, parse_queue
+from lora_jobs.cluster.parsers import QUEUE_FORMAT, Factors, SlurmJob, is_job_id, match_ids, parse_config
+from lora_jobs.cluster.queue import Place, Queue, find_places, fold_tasks, parse_queue
 from lora_jobs.cluster.refusals import explain_refusal
 from lora_jobs.errors import ClusterError
 from lora_jobs.runs import is_ended
@@ -70,10 +70,9 @@ def observe_jobs(
         for job_id, (job, tasks) in folded.items()
     }
     asked = list(dict.fromkeys([*[job_id for job_id in wanted if job_id not in jobs], *filter(is_job_id, past)]))
-    rows = ask_sacct(asked, notes) if asked else []
-    history = {job_id: tuple(row for row in rows if match_job(row.job_id, job_id)) for job_id in asked}
+    history = _find_history(asked, notes) if asked else {}
     for job_id in wanted:
-        if job_id not in jobs and (found := last_match(rows, job_id)) is not None:
+        if job_id not in jobs and (found := _find_last(history.get(job_id, ()), job_id)) is not None:
             # The queue forgets a job only once it is over: accounting that still calls it alive has missed its end.
             if answer is not None and not is_ended(found.state):
                 notes.append(f"job {job_id}: accounting still says {found.state}, the queue no longer holds it")
@@ -81,6 +80,21 @@ def observe_jobs(
                 jobs[job_id] = Sighting(found, {found.state: 1})
     of_users = _fold_arrays(answer.of_users if answer else ())
     return Observation(jobs, history, of_users, config, tuple(notes), queue_answered=answer is not None)
+
+
+def _find_history(ids: Sequence[str], notes: list[str]) -> dict[str, tuple[SlurmJob, ...]]:
+    """Accounting's rows for each job: one per start, an array's own row and its tasks' for the array."""
+    found: dict[str, list[SlurmJob]] = {job_id: [] for job_id in ids}
+    for row in ask_sacct(ids, notes):
+        for job_id in match_ids(row.job_id, found):
+            found[job_id].append(row)
+    return {job_id: tuple(rows) for job_id, rows in found.items()}
+
+
+def _find_last(rows: Sequence[SlurmJob], job_id: str) -> SlurmJob | None:
+    """Of several rows (one per start) the one that was submitted or started last; a task's own before its array's."""
+    own = [row for row in rows if row.job_id == job_id]
+    return max(own or rows, key=lambda row: row.started or row.submitted or "", default=None)
 
 
 def _fold_arrays(rows: Sequence[SlurmJob]) -> tuple[Sighting, ...]:

@@ -10,10 +10,10 @@ from lora_jobs.errors import OutputError
 from lora_jobs.units import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 # The job's name comes last: it is the one column that may hold the separator.
-SQUEUE_FORMAT = "%i|%T|%r|%P|%u|%a|%q|%Q|%V|%S|%M|%l|%D|%b|%N|%j"
+QUEUE_FORMAT = "%i|%T|%r|%P|%u|%a|%q|%Q|%V|%S|%M|%l|%D|%b|%N|%E|%v|%j"
 SPRIO_FORMAT = "%i|%Y|%A|%F|%J|%P|%Q|%T|%S|%N"
 SACCT_FORMAT = (
     "JobID,State,ExitCode,Reason,Partition,User,Account,QOS,Priority,Submit,Start,End,ElapsedRaw,Timelimit,NNodes,"
@@ -23,16 +23,15 @@ SACCT_FORMAT = (
 _JOB_ID = re.compile(r"\d+(_(\d+|\[[^\]]*\]))?(\+\d+)?")
 _PLAIN_ID = re.compile(r"\d+(_\d+)?(\+\d+)?")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
-_TEST_ONLY = re.compile(
-    r"Job (?P<job_id>\d+) to start at (?P<start>\S+)( a)? using (?P<processors>\d+) processors "
-    r"on (nodes )?(?P<nodes>\S+)"
-)
-_SUBMITTED = re.compile(r"(?P<job_id>\d+)(;(?P<cluster>[A-Za-z0-9_.-]+))?")
+_TEST_ONLY = re.compile(r"Job \d+ to start at (?P<start>\S+)( on cluster \S+)?( a)? using \d+ processors on ")
+_SUBMITTED = re.compile(r"(?P<job_id>\d+)(;[A-Za-z0-9_.-]+)?")
 _EMPTY = frozenset(
     {"", "N/A", "n/a", "None", "none", "(null)", "Unknown", "UNKNOWN", "None assigned", "NONE", "INVALID"}
 )
 _CONFIG = re.compile(r"^(?P<key>[A-Za-z_][A-Za-z0-9_\[\]]*)\s*=(?P<value>.*)$", re.MULTILINE)
-PENDING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING"})
+PENDING_STATES = frozenset({
+    "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "CONFIGURING",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +82,6 @@ class SlurmJob:
         return self.state in PENDING_STATES
 
 
-@dataclass(frozen=True, slots=True)
-class StartForecast:
-    """What `sbatch --test-only` says of an accepted job."""
-
-    expected_start: str
-    processors: int
-    nodes: str
-
-
 def is_job_id(text: str) -> bool:
     """True for one job or array task as Slurm names it: 123, 123_4, 123+1."""
     return _PLAIN_ID.fullmatch(text) is not None
@@ -103,16 +93,10 @@ def parse_state(text: str) -> str:
     return words[0].rstrip("+").upper() if words else "UNKNOWN"
 
 
-def parse_squeue(text: str) -> list[SlurmJob]:
-    """Jobs of `squeue -h -o SQUEUE_FORMAT`. Errors: OutputError when there is text and no job in it."""
-    rows = split_rows(text, columns=SQUEUE_FORMAT.count("|") + 1, program="squeue")
-    return [read_queued_job(row) for row in rows]
-
-
 def read_queued_job(row: Sequence[str]) -> SlurmJob:
-    """One job of the columns of SQUEUE_FORMAT."""
+    """One job of the columns of QUEUE_FORMAT."""
     (job_id, raw_state, reason, partition, user, account, qos, priority, submitted, start, elapsed, limit, nodes,
-     gpus, node_list, name) = row  # fmt: skip
+     gpus, node_list, dependency, reservation, name) = row  # fmt: skip
     state = parse_state(raw_state)
     waits = state in PENDING_STATES
     return SlurmJob(
@@ -136,6 +120,8 @@ def read_queued_job(row: Sequence[str]) -> SlurmJob:
         name=name,
         exit_code=None,
         source="squeue",
+        dependency=_word(dependency),
+        reservation=_word(reservation),
     )
 
 
@@ -177,11 +163,14 @@ def parse_sacct(text: str) -> list[SlurmJob]:
 
 
 def parse_sprio(text: str) -> dict[str, Factors]:
-    """Factors by job id, of `sprio -h -o SPRIO_FORMAT`. Errors: OutputError when there is text and no job in it."""
-    found = {}
+    """Factors by job id, of `sprio -h -o SPRIO_FORMAT`; of a job in several partitions where it stands highest.
+
+    Errors: OutputError when there is text and no job in it.
+    """
+    found: dict[str, Factors] = {}
     for row in split_rows(text, columns=SPRIO_FORMAT.count("|") + 1, program="sprio"):
         job_id, priority, age, fairshare, job_size, partition, qos, tres, site, nice = row
-        found[job_id] = Factors(
+        factors = Factors(
             priority=_integer(priority) or 0,
             age=_integer(age) or 0,
             fairshare=_integer(fairshare) or 0,
@@ -192,25 +181,28 @@ def parse_sprio(text: str) -> dict[str, Factors]:
             site=_integer(site) or 0,
             nice=_integer(nice) or 0,
         )
+        if job_id not in found or factors.priority > found[job_id].priority:
+            found[job_id] = factors
     return found
 
 
-def parse_test_only(text: str) -> StartForecast | None:
-    """The forecast in what `sbatch --test-only` wrote; None where there is none. "( a)": some versions stray so."""
+def parse_test_only(text: str) -> str | None:
+    """The start that `sbatch --test-only` forecasts; None where there is none.
+
+    25.05 writes a stray " a ", and names the cluster where --clusters was given (src/api/allocate.c).
+    """
     match = _TEST_ONLY.search(text)
-    if match is None or _time(match["start"]) is None:
-        return None
-    return StartForecast(match["start"], int(match["processors"]), match["nodes"])
+    return None if match is None else _time(match["start"])
 
 
-def parse_submitted(text: str) -> tuple[str, str | None]:
-    """Job id and cluster of `sbatch --parsable`: the last line that is one, since sites print banners.
+def parse_submitted(text: str) -> str:
+    """The job id of `sbatch --parsable`, ID or ID;CLUSTER: the last line that is one, since sites print banners.
 
     Errors: OutputError when no line is one.
     """
     for line in reversed(text.splitlines()):
         if (match := _SUBMITTED.fullmatch(line.strip())) is not None:
-            return match["job_id"], match["cluster"]
+            return match["job_id"]
     line = (text.strip().splitlines() or [""])[-1][:200]
     raise OutputError(
         f"sbatch ended well but gave no job id: {line!r}",
@@ -224,25 +216,26 @@ def parse_config(text: str) -> dict[str, str]:
     return {match["key"]: match["value"].strip() for match in _CONFIG.finditer(text)}
 
 
-def match_job(row_id: str, job_id: str) -> bool:
-    """True when a row of squeue or sacct stands for the job: itself, a task in "12_[0-3,7%2]", or its array."""
-    if row_id == job_id:
-        return True
+def match_ids(row_id: str, wanted: Collection[str]) -> list[str]:
+    """Which of the jobs a row of Slurm stands for: itself, the tasks of "12_[0-3,7%2]" one by one, and their array.
+
+    A set or dict as `wanted` makes this one look-up per task, however many jobs are asked for.
+    """
     base, _, tasks = row_id.partition("_")
-    wanted, _, task = job_id.partition("_")
-    if base != wanted:
-        return False
-    return not task or (tasks.startswith("[") and int(task) in parse_tasks(tasks))
+    found = [job_id for job_id in dict.fromkeys((row_id, base)) if job_id in wanted]
+    if tasks.startswith("["):
+        found += [job_id for task in parse_tasks(tasks) if (job_id := f"{base}_{task}") in wanted]
+    return found
 
 
 def parse_tasks(text: str) -> set[int]:
-    """Task numbers of "[0-3,7%2]"; "..." (a list that Slurm cut short) adds nothing."""
+    """Task numbers of "[0-3,7,10-20:5%2]"; "..." (a list that Slurm cut short) adds nothing."""
     tasks: set[int] = set()
     for part in text.strip("[]").partition("%")[0].split(","):
-        first, dash, last = part.partition("-")
-        last = last.partition(":")[0]
-        if first.isdigit() and (last.isdigit() or not dash):
-            tasks.update(range(int(first), int(last or first) + 1))
+        span, _, step = part.partition(":")
+        first, dash, last = span.partition("-")
+        if first.isdecimal() and (last.isdecimal() or not dash):
+            tasks.update(range(int(first), int(last or first) + 1, int(step) if step.isdecimal() and int(step) else 1))
     return tasks
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_jobs.cluster.parsers import (
     PENDING_STATES,
+    QUEUE_FORMAT,
     SlurmJob,
-    match_job,
+    match_ids,
     parse_tasks,
     read_queued_job,
     split_rows,
@@ -20,8 +21,6 @@ from lora_jobs.units import parse_duration
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-# SQUEUE_FORMAT with the dependency and the reservation before the name, which may hold the separator.
-QUEUE_FORMAT = "%i|%T|%r|%P|%u|%a|%q|%Q|%V|%S|%M|%l|%D|%b|%N|%E|%v|%j"
 _COLUMNS = QUEUE_FORMAT.count("|") + 1
 _GPUS = re.compile(r"gpu(?::[A-Za-z][\w.-]*)?[:=](\d+)|gpu(?![\w:=])")
 HOUR = 3600
@@ -73,6 +72,7 @@ def parse_queue(text: str, ids: Collection[str], *, users: Collection[str] = ())
 
     Only rows of the jobs in `ids` (and of `users`) become whole jobs, so that a long queue costs little.
     """
+    wanted = frozenset(ids)
     bases = {_find_base(job_id) for job_id in ids}
     jobs: dict[str, list[SlurmJob]] = {}
     waiting, of_users = [], []
@@ -88,26 +88,19 @@ def parse_queue(text: str, ids: Collection[str], *, users: Collection[str] = ())
             tasks = count_tasks(job_id) if job_id[-1] == "]" else 1
             waiting.append(Waiting(job_id, partition, user, account, points, tasks, nodes, gpus, limit))
         if (job_id if job_id.isdecimal() else _find_base(job_id)) in bases:
-            job = read_job(row)
-            for wanted in ids:
-                if match_job(job.job_id, wanted):
-                    jobs.setdefault(wanted, []).append(job)
+            job = read_queued_job(row)
+            for found in match_ids(job_id, wanted):
+                jobs.setdefault(found, []).append(job)
         elif user in users:
-            of_users.append(read_job(row))
+            of_users.append(read_queued_job(row))
     if not rows and text.strip():
         split_rows(text, columns=_COLUMNS, program="squeue")  # says what it read instead
-    return Queue({job_id: tuple(found) for job_id, found in jobs.items()}, tuple(waiting), tuple(of_users))
+    return Queue({job_id: tuple(rows_of) for job_id, rows_of in jobs.items()}, tuple(waiting), tuple(of_users))
 
 
 def _find_base(job_id: str) -> str:
     """The job's own number: 12 of 12_3, 12_[0-3] and 12+1."""
     return job_id.partition("_")[0].partition("+")[0]
-
-
-def read_job(row: list[str]) -> SlurmJob:
-    """One job of the columns of QUEUE_FORMAT."""
-    dependency, reservation = (None if text in ("", "(null)", "N/A") else text for text in row[15:17])
-    return replace(read_queued_job([*row[:15], row[17]]), dependency=dependency, reservation=reservation)
 
 
 def fold_tasks(rows: Iterable[SlurmJob]) -> tuple[SlurmJob, dict[str, int]]:
@@ -172,7 +165,7 @@ def _go_down(partition: str, rows: list[Waiting], jobs: Mapping[str, SlurmJob]) 
 
 @cache
 def count_gpus(text: str | None) -> int:
-    """GPUs per node of "gres:gpu:a100:4" (up to 23.02) or "gres/gpu:a100:4" (later); 0 where none are named."""
+    """GPUs per node of "gres:gpu:a100:4" (up to 23.02) or "gres/gpu:a100:4" (from 23.11); 0 where none are named."""
     return sum(int(match[1] or 1) for match in _GPUS.finditer(text or ""))
 
 

@@ -1,7 +1,7 @@
 """Why Slurm lets a job wait, or ended it: every reason code in plain words, and what its user can do.
 
-Codes: Slurm's "Job Reason Codes" page (24.11) and what 22.05 can print; tests hold that none is missing. Codes of
-limits are composed (QOS or Assoc, Grp or Max or Min, a resource, a scope), so they are explained by their parts.
+Codes: Slurm's "Job Reason Codes" page (24.11) and what 22.05 to 25.11 can print; tests hold that none is missing. Codes
+of limits are composed (QOS or Assoc, Grp or Max or Min, a resource, a scope), so they are explained by their parts.
 """
 
 from __future__ import annotations
@@ -105,6 +105,36 @@ REASONS: tuple[Reason, ...] = (
         "the reservation that it asks for is gone",
         "lora-jobs cancel, then submit without the reservation",
         "you",
+    ),
+    Reason(
+        "ReservationInvalid",
+        "its reservation can't be used",
+        "the reservation that it asks for can't be used by it: another user's, account's or partition's, or over",
+        "lora-jobs cancel, then submit without the reservation; `scontrol show reservation` says whose it is",
+        "you",
+    ),
+    Reason(
+        "MaxPoweredUpNodes",
+        "waits for nodes to be switched on",
+        "as many nodes are switched on as the site allows at a time",
+        "wait for running jobs to end",
+    ),
+    Reason("MpiPortsBusy", "waits for MPI's ports", "the ports kept for MPI are in use on its nodes", _WAIT),
+    Reason(
+        "NvidiaImexChannels",
+        "waits for an IMEX channel",
+        "the channels by which GPUs of several nodes share memory (NVIDIA IMEX) are in use by other jobs",
+        "wait for one to end",
+    ),
+    # What Slurm prints for a number that it has no word for.
+    *(
+        Reason(
+            code,
+            "no reason that Slurm knows",
+            "Slurm gives a reason that it has no word for itself",
+            "`scontrol show job JOBID` may say more",
+        )
+        for code in ("InvalidReason", "InvaildReason")
     ),
     # Held.
     Reason(
@@ -293,6 +323,13 @@ REASONS: tuple[Reason, ...] = (
     Reason("BurstBufferOperation", "burst buffer failed", "a burst buffer operation for it failed", _SUPPORT, "admin"),
     # Why it ended.
     Reason(
+        "RaisedSignal",
+        "ended by a signal",
+        "its script was ended by a signal that it raised, such as a segmentation fault",
+        "read lora-jobs logs, mend the cause, then lora-jobs resume",
+        "you",
+    ),
+    Reason(
         "NonZeroExitCode",
         "ended with an error",
         "its script ended with an error",
@@ -387,6 +424,12 @@ _LIMITS = (
     _LimitRow("grp wall ", "time used up", "the time of {owner} in all is used up", "another account or QOS", "you"),
     _LimitRow(
         "max wall ", "time over a limit", "its time limit is longer than {owner} allows", "lower resources.time", "you"
+    ),
+    _LimitRow(
+        r"max \w+ runmins",
+        "{what}: minutes in use",
+        "running jobs of yours or of your account have claimed all the minutes of {what} that {owner} allows",
+        "wait for one to end, or lower resources.time",
     ),
     _LimitRow(
         r"grp \w+ runminutes",

@@ -44,7 +44,6 @@ class _ScriptExecutor(SlurmExecutor):
     def __init__(self, folder: Path, script: str) -> None:
         super().__init__(folder)
         self._script = script
-        self.slurm_cluster: str | None = None
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:  # noqa: ARG002
         return self._script
@@ -53,7 +52,7 @@ class _ScriptExecutor(SlurmExecutor):
         """As submitit's own, but through our door: a time limit, and nothing inherited from an enclosing job."""
         path = JobPaths.get_first_id_independent_folder(self.folder) / f".submission_file_{uuid.uuid4().hex}.sh"
         path.write_text(self._make_submission_file_text(command, ""), encoding="utf-8")
-        job_id, self.slurm_cluster = call_sbatch(path)
+        job_id = call_sbatch(path)
         job: SlurmJob[Any] = SlurmJob(folder=self.folder, job_id=job_id, tasks=list(range(self._num_tasks())))
         job.paths.move_temporary_file(path, "submission_file")
         return job
@@ -99,7 +98,6 @@ def submit_slurm(plan: Plan, run: Run) -> Submission:
         submitted_at=time.time(),
         host=socket.gethostname(),
         pid_created_at=None,
-        cluster=executor.slurm_cluster,
     )
 
 
@@ -146,7 +144,6 @@ def submit_local(plan: Plan, run: Run) -> Submission:
         submitted_at=time.time(),
         host=socket.gethostname(),
         pid_created_at=find_created_at(pid),
-        cluster=None,
     )
 
 
@@ -211,8 +208,8 @@ def _discard(run: Run, before: set[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def call_sbatch(script: Path) -> tuple[str, str | None]:
-    """Job id and cluster of one sbatch call. Errors: SubmissionError, CommandError."""
+def call_sbatch(script: Path) -> str:
+    """The job id of one sbatch call. Errors: SubmissionError, CommandError."""
     try:
         answer = run_command(["sbatch", "--parsable", str(script)], timeout=SUBMIT_SECONDS)
     except CommandError as error:

@@ -58,14 +58,18 @@ def build_plan(
     estimate: Mapping[str, Any],
     versions: Mapping[str, Any],
     exclude: Sequence[str] = (),
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
-    """Everything that will be written and sent for one run. SpecError when a value can't be written safely."""
+    """Everything that will be written (`more` files, too) and sent for one run.
+
+    SpecError when a value can't be written safely.
+    """
     script = render_script(
         spec, environment, run_id=run_id, run_directory=run_directory, python=python, exclude=exclude
     )
     deepspeed = build_deepspeed_config(spec)
     surroundings = render_surroundings(environment, backend=backend, python=python, versions=versions)
-    files = render_files(spec, script=script, estimate=estimate, surroundings=surroundings)
+    files = {**render_files(spec, script=script, estimate=estimate, surroundings=surroundings), **more}
     return Plan(spec, environment, backend, run_id, run_directory, python, script, deepspeed, MappingProxyType(files))
 
 
@@ -87,6 +91,13 @@ def render_surroundings(
 ) -> str:
     """The text of environment.json: what the run is submitted with."""
     return _render_json(_describe_environment(environment, backend, python, versions))
+
+
+def render_checkout(facts: Mapping[str, Any] | None, diff: str) -> dict[str, str]:
+    """git.json, and git.diff where something is not committed; nothing without a checkout."""
+    if facts is None:
+        return {}
+    return {"git.json": _render_json(facts), **({"git.diff": diff} if diff else {})}
 
 
 def render_deepspeed(config: Mapping[str, Any]) -> str:

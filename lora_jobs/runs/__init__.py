@@ -29,6 +29,7 @@ from lora_jobs.runs.causes import (
 from lora_jobs.runs.constants import Constants, Observation, load_constants, observe_memory, record_constants
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import Lease, hold_run, load_lease, release_lease, renew_lease, take_lease
+from lora_jobs.runs.lengths import RowLengths, load_lengths, record_lengths
 from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics, sync_metrics
 from lora_jobs.runs.policy import (
     NO_PROGRESS,
@@ -47,6 +48,7 @@ from lora_jobs.runs.store import (
     discard_run,
     find_run,
     find_runs_root,
+    list_run_paths,
     list_runs,
     next_run_id,
 )
@@ -96,6 +98,7 @@ __all__ = [
     "Lease",
     "Observation",
     "Policy",
+    "RowLengths",
     "Run",
     "Submission",
     "Sweep",
@@ -126,10 +129,12 @@ __all__ = [
     "is_stalled",
     "latest_metrics",
     "list_recent_attempts",
+    "list_run_paths",
     "list_runs",
     "load_attempts",
     "load_constants",
     "load_lease",
+    "load_lengths",
     "load_lines",
     "load_metrics",
     "load_submissions",
@@ -141,6 +146,7 @@ __all__ = [
     "read_tail",
     "record_array",
     "record_constants",
+    "record_lengths",
     "release_lease",
     "renew_lease",
     "sync_metrics",

@@ -6,7 +6,6 @@ One line a run in <runs>/constants.jsonl. Constants only: nothing here depends o
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.runs.durable import append_line, load_lines
@@ -65,6 +64,8 @@ def observe_memory(rows: Iterable[Mapping[str, Any]], *, gpu: str, world_size: i
     measured = [[row.get(f"memory_{name}_bytes") for name in wanted] for row in rows]
     whole = [found for row in measured if len(found := [v for v in row if isinstance(v, int) and v > 0]) == len(wanted)]
     outside = [used - held for _, _, held, used in whole]
+    from statistics import median  # here: it takes longer to load than a look at the queue may take
+
     if not outside or median(outside) <= 0:
         return None
     highest = [max(values[place] for values in whole) for place in (0, 1)]
@@ -91,6 +92,8 @@ def combine_observations(observations: Sequence[Observation]) -> Constants:
     """Context: the median of runs on one GPU. NCCL: what runs on several need beyond it. Allocator: the worst seen."""
     alone = [o.outside_bytes for o in observations if o.world_size == 1]
     several = [o.outside_bytes for o in observations if o.world_size > 1]
+    from statistics import median
+
     context = round(median(alone)) if alone else None
     nccl = max(0, round(median(several)) - context) if several and context is not None else None
     return Constants(len(observations), context, nccl, max(o.reserved_ratio for o in observations) - 1)

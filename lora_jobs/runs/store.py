@@ -16,7 +16,7 @@ from lora_jobs.errors import RunError, RunExistsError, RunNotFoundError
 from lora_jobs.runs.durable import explain_errors, parse_lines, sync_directory, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 SPEC_FILE = "spec.yaml"
 SWEEP_FILE = "sweep.json"
@@ -24,7 +24,7 @@ SUBMISSIONS_FILE = "submissions.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 _RUN_ID = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9._-]*)-(?P<number>[0-9]{1,9})", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-_ARRAY_JOB = re.compile(r"(?P<array>[0-9]+)_(?:[0-9]+|\[[0-9,%-]+\])", re.ASCII)
+_ARRAY_JOB = re.compile(r"(?P<array>[0-9]+)_(?:[0-9]+|\[[0-9,:%-]+\])", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,35 +154,60 @@ def _fill(run: Run, files: Mapping[str, str]) -> None:
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Every run under the root, the one submitted last first; of each, two files' times are read. Raises RunError."""
+    """Every run under the root, the one submitted last first. Raises RunError."""
+    return [Run(root / path) for path in list_run_paths(root)]
+
+
+def list_run_paths(root: Path) -> list[str]:
+    """The runs' paths below the root ("a-1", "s-sweep-1/s-sweep-1-0"), the one submitted last first. Raises RunError.
+
+    Of each, two files' times are read, and nothing else: there may be ten thousand.
+    """
     found = []
+    with _open_root(root) as directory:
+        if directory is None:
+            return []
+        for name in os.listdir(directory):  # noqa: PTH208 - names, no Path objects
+            made = find_time(f"{name}/{SPEC_FILE}", directory)
+            if made is not None:
+                found.append((find_time(f"{name}/{SUBMISSIONS_FILE}", directory) or made, _find_number(name), name))
+            elif find_time(f"{name}/{SWEEP_FILE}", directory) is not None:
+                for path in [f"{name}/{task}" for task in os.listdir(root / name)]:  # noqa: PTH208
+                    made = find_time(f"{path}/{SPEC_FILE}", directory)
+                    if made is not None:
+                        submitted = find_time(f"{path}/{SUBMISSIONS_FILE}", directory) or made
+                        found.append((submitted, _find_number(path), path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+@contextlib.contextmanager
+def _open_root(root: Path) -> Iterator[int | None]:
+    """A descriptor of the directory, so that names in it are looked up from there; None where there is none."""
     with explain_errors("list", root):
         try:
-            names = os.listdir(root)  # noqa: PTH208 - ten thousand runs: names and stats, no Path objects
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return []
-    for name in names:
-        inside = _list_tasks(root, name) if _find_time(f"{root}/{name}/{SWEEP_FILE}") is not None else (name,)
-        for path in inside:
-            made = _find_time(f"{root}/{path}/{SPEC_FILE}")
-            if made is not None:
-                match = _RUN_ID.fullmatch(path.rpartition("/")[2])
-                number = 0 if match is None else int(match["number"])
-                found.append((_find_time(f"{root}/{path}/{SUBMISSIONS_FILE}") or made, number, path))
-    return [Run(root / path) for *_, path in sorted(found, reverse=True)]
+            yield None
+            return
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
 
-def _list_tasks(root: Path, sweep: str) -> list[str]:
-    """The paths of a sweep's runs below the root."""
-    return [f"{sweep}/{name}" for name in os.listdir(root / sweep)]  # noqa: PTH208
+def find_time(path: str, directory: int | None = None) -> int | None:
+    """When a file was last written, in ns; None where there is no such file. `directory`: a descriptor to start at."""
+    try:
+        status = os.stat(path, dir_fd=directory)
+    except OSError:
+        return None
+    return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
 
 
-def _find_time(path: str) -> int | None:
-    """When a file was last written; None where there is no such file."""
-    with contextlib.suppress(OSError):
-        status = os.stat(path)  # noqa: PTH116
-        return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
-    return None
+def _find_number(run: str) -> int:
+    """N of a run's id or path NAME-N; 0 where it has none."""
+    number = run.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def _list_directories(root: Path) -> list[Path]:
@@ -198,29 +223,27 @@ def find_run(job: str | None, root: Path) -> Run:
 
     Only a path as typed leads to a directory; an id is never joined to another one. Raises RunNotFoundError.
     """
-    runs = list_runs(root)
+    paths = list_run_paths(root)
     if job is None:
-        if runs:
-            return runs[0]
+        if paths:
+            return Run(root / paths[0])
         raise RunNotFoundError(f"no runs in {root}", hint="lora-jobs submit SPEC starts one")
-    for found in (
-        _find_by_id(job, runs),
-        _find_by_job_id(job, runs),
-        _find_by_name(job, runs),
-        _find_by_directory(job),
-    ):
-        if found is not None:
-            return found
-    raise _not_found(job, root, runs)
+    path = _find_by_id(job, paths) or _find_by_job_id(job, root, paths) or _find_by_name(job, paths)
+    found = _find_by_directory(job) if path is None else Run(root / path)
+    if found is not None:
+        return found
+    raise _not_found(job, root, [Run(root / path) for path in paths])
 
 
-def _find_by_id(job: str, runs: list[Run]) -> Run | None:
-    return next((run for run in runs if run.id == job), None)
+def _find_by_id(job: str, paths: list[str]) -> str | None:
+    return next((path for path in paths if path.rpartition("/")[2] == job), None)
 
 
-def _find_by_name(job: str, runs: list[Run]) -> Run | None:
-    named = [run for run in runs if run.id != run.name == job]
-    return max(named, key=lambda run: int(run.id.rpartition("-")[2]), default=None)
+def _find_by_name(job: str, paths: list[str]) -> str | None:
+    """The highest number of this name."""
+    matches = [(path, _RUN_ID.fullmatch(path.rpartition("/")[2])) for path in paths]
+    named = [(int(match["number"]), path) for path, match in matches if match is not None and match["name"] == job]
+    return max(named)[1] if named else None
 
 
 def _find_by_directory(job: str) -> Run | None:
@@ -231,19 +254,19 @@ def _find_by_directory(job: str) -> Run | None:
     return None
 
 
-def _find_by_job_id(job: str, runs: list[Run]) -> Run | None:
+def _find_by_job_id(job: str, root: Path, paths: list[str]) -> str | None:
     """The newest run with this job id; of an array, the whole and its tasks stand for each other."""
     if not job[:1].isdigit():
         return None
     wanted = _find_array(job)
     of_array = None
     for name in (SUBMISSIONS_FILE, ATTEMPTS_FILE):
-        for run in runs:
-            ids = _read_job_ids(run, name, wanted)
+        for path in paths:
+            ids = _read_job_ids(f"{root}/{path}/{name}", wanted)
             if job in ids:
-                return run
+                return path
             if of_array is None and wanted in {_find_array(job_id) for job_id in ids}:
-                of_array = run
+                of_array = path
     return of_array
 
 
@@ -252,14 +275,20 @@ def _find_array(job_id: str) -> str:
     return job_id if match is None else match["array"]
 
 
-def _read_job_ids(run: Run, name: str, digits: str) -> list[str]:
-    """Job ids in one file of the run's records; one without these digits is not parsed."""
-    with explain_errors("read", run.directory):
+def _read_job_ids(path: str, digits: str) -> list[str]:
+    """Job ids in one file of a run's records; one without these digits is not parsed."""
+    data = b""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with open(f"{run.directory}/{name}", "rb") as file:  # noqa: PTH123 - ten thousand runs: no Path objects
-                data = file.read()
-        except FileNotFoundError:
-            return []
+            while piece := os.read(descriptor, 1 << 16):
+                data += piece
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
     if digits.encode() not in data:
         return []
     return [record["job_id"] for record in parse_lines(data) if isinstance(record.get("job_id"), str)]

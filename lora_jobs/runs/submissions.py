@@ -30,7 +30,6 @@ class Submission:
     submitted_at: float
     host: str
     pid_created_at: float | None = None
-    cluster: str | None = None
     after_attempt: int = 0
 
 
@@ -40,7 +39,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "submitted_at": (int, float),
     "host": str,
     "pid_created_at": (int, float),
-    "cluster": str,
     "after_attempt": int,
 }
 

@@ -9,18 +9,19 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.errors import RunError, RunExistsError
 from lora_jobs.runs.durable import append_line, explain_errors, load_lines, sync_filesystem, write_atomic
-from lora_jobs.runs.store import SWEEP_FILE, Run, list_runs, next_run_id
+from lora_jobs.runs.store import SWEEP_FILE, Run, find_time, list_run_paths, next_run_id
 from lora_jobs.runs.submissions import Submission, load_submissions, parse_submissions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 FOLDERS = ("logs", "checkpoints", "submitit")
-_ARRAY = re.compile(r"(?P<array>[0-9]+)(?:_\[[0-9,%-]+\])?", re.ASCII)
+_ARRAY = re.compile(r"(?P<array>[0-9]+)(?:_\[[0-9,:%-]+\])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,14 @@ def next_sweep_name(root: Path, spec_name: str) -> str:
     return next_run_id(root, f"{spec_name}-sweep")
 
 
-def create_sweep(sweep: Sweep, script: str, files: Mapping[str, Mapping[str, str | bytes]]) -> None:
-    """Makes the sweep's directory (mode 0700) with a run per task: `files` by run id, then by relative name.
+def create_sweep(
+    sweep: Sweep,
+    script: str,
+    files: Mapping[str, Mapping[str, str | bytes]],
+    shared: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Makes the sweep's directory (mode 0700) with a run per task: `files` by run id, then by relative name; `shared`
+    files stand beside the script.
 
     Everything is written, then made durable by one sync, then sweep.json is: a kill before that leaves no sweep.
     Raises RunExistsError when another submission took the name, RunError when it can't be written; nothing is left.
@@ -85,7 +92,8 @@ def create_sweep(sweep: Sweep, script: str, files: Mapping[str, Mapping[str, str
             raise RunExistsError(message, hint="submit again: the next number is free") from error
     try:
         with explain_errors("write", sweep.directory):
-            _write(sweep.script_path, script)
+            for name, text in {sweep.script_path.name: script, **shared}.items():
+                _write(sweep.directory / name, text)
             for run in sweep.runs:
                 _fill(run, files[run.id])
             sync_filesystem(sweep.directory)
@@ -163,13 +171,16 @@ def find_sweep(job: str | None, root: Path) -> Sweep | None:
     Raises RunError.
     """
     if job is None:
-        newest = next(iter(list_runs(root)), None)
-        sweep = find_own_sweep(newest) if newest else None
-        return sweep if sweep and newest and len(load_submissions(newest)) <= 1 else None
+        newest = next(iter(list_run_paths(root)), "")
+        if "/" not in newest or len(load_submissions(Run(root / newest))) > 1:
+            return None
+        return load_sweep(root / newest.partition("/")[0])
+    if "\0" in job:
+        return None
     directory = Path(job).expanduser()
-    if "\0" not in job and (directory / SWEEP_FILE).is_file():
+    if (directory / SWEEP_FILE).is_file():
         return load_sweep(directory.absolute())
-    if job in list_sweep_names(root):
+    if "/" not in job and job.strip(".") and find_time(f"{root}/{job}/{SWEEP_FILE}") is not None:
         return load_sweep(root / job)
     match = _ARRAY.fullmatch(job)
     return None if match is None else _find_by_array(match["array"], root)
@@ -187,7 +198,8 @@ def list_sweep_names(root: Path) -> list[str]:
     """Names of the directories under the root that are sweeps, newest number last. Raises RunError."""
     with explain_errors("list", root):
         try:
-            return sorted(name for name in os.listdir(root) if (root / name / SWEEP_FILE).is_file())  # noqa: PTH208
+            names = os.listdir(root)  # noqa: PTH208 - ten thousand runs: no Path objects
+            return sorted(name for name in names if find_time(f"{root}/{name}/{SWEEP_FILE}") is not None)
         except FileNotFoundError:
             return []
 

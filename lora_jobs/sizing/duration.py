@@ -9,7 +9,7 @@ LoRA leaves to the adapters. Activation checkpointing runs the forward pass of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lora_jobs.sizing.memory import estimate_memory
 from lora_jobs.sizing.modules import list_modules
@@ -90,9 +90,18 @@ SPEEDS: dict[str, Speed] = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a data file, as tokens each; None in a Duration's place where the file is not here."""
+    """Rows of a data file that are used, as tokens each; how many more are too long, how many of all were counted."""
 
     lengths: tuple[int, ...]
+    too_long: int = 0
+    counted: int = 0
+
+    @property
+    def basis(self) -> Literal["counted", "partly counted", "guessed"]:
+        """Whether the tokenizer counted every row's tokens."""
+        if self.counted == 0:
+            return "guessed"
+        return "counted" if self.counted == len(self.lengths) + self.too_long else "partly counted"
 
     def mean(self) -> float:
         return sum(self.lengths) / len(self.lengths)
@@ -142,10 +151,13 @@ def count_row_tokens(characters: int) -> int:
     return max(1, round(characters / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS)
 
 
-def measure_rows(characters: Sequence[int], max_length: int) -> Rows | None:
-    """The rows that training would use: longer ones than max_length are left out. None where none is left."""
-    lengths = tuple(tokens for count in characters if (tokens := count_row_tokens(count)) <= max_length)
-    return Rows(lengths) if lengths else None
+def keep_rows(tokens: Sequence[int], max_length: int, *, counted: int = 0) -> Rows | None:
+    """The rows that training would use: longer ones than max_length are left out. None where none is left.
+
+    `counted`: so many of them are known by the tokenizer, the others are guessed.
+    """
+    lengths = tuple(count for count in tokens if count <= max_length)
+    return Rows(lengths, len(tokens) - len(lengths), counted) if lengths else None
 
 
 def count_work(spec: JobSpec, rows: Rows | None, evaluation: Rows | None) -> Work | None:

@@ -116,12 +116,20 @@ class ModelSpec(Section):
     )
     trust_remote_code: bool = False
     quantization: QuantizationSpec | None = None
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto, for one process: the weights are loaded straight onto its GPU, not by way of the host"
+    )
+    low_cpu_mem_usage: bool = Field(True, description="accepted as true: transformers 5 knows no other way of loading")
 
     def find_conflicts(self) -> list[Conflict]:
-        if not self.trust_remote_code or re.fullmatch(COMMIT_PATTERN, self.revision or ""):
-            return []
-        message = "runs code from the hub: pin model.revision to a 40-digit commit"
-        return [Conflict(("trust_remote_code", "revision"), message)]
+        found = []
+        if self.trust_remote_code and not re.fullmatch(COMMIT_PATTERN, self.revision or ""):
+            message = "runs code from the hub: pin model.revision to a 40-digit commit"
+            found.append(Conflict(("trust_remote_code", "revision"), message))
+        if not self.low_cpu_mem_usage:
+            message = "transformers 5 knows no other way of loading: leave it out"
+            found.append(Conflict(("low_cpu_mem_usage",), message))
+        return found
 
 
 class LoraSpec(Section):
@@ -420,6 +428,9 @@ class JobSpec(Section):
         if self.training.final_metrics and self.deepspeed is not None and self.deepspeed.zero_stage == 3:
             message = "generates answers, which ZeRO-3 is not asked to do here: use zero_stage 2, or leave it out"
             found.append(Conflict(("training.final_metrics", "deepspeed.zero_stage"), message))
+        if self.model.device_map is not None and (self.resources.world_size > 1 or self.deepspeed is not None):
+            message = "is for one process without DeepSpeed: each of several has a GPU of its own, so leave it out"
+            found.append(Conflict(("model.device_map", "resources.gpus_per_node", "deepspeed"), message))
         if self.data.packing and self.training.trainer != "trl":
             found.append(Conflict(("data.packing", "training.trainer"), "needs training.trainer: trl"))
         if self.training.bf16 and self.model.dtype == "float16":

@@ -32,6 +32,7 @@ from lora_jobs.training.provenance import describe_inputs
 from lora_jobs.training.record import Recorder
 from lora_jobs.training.reports import close_reports, place_reports
 from lora_jobs.training.schedule import PresentRate
+from lora_jobs.training.surroundings import describe_place, record_surroundings
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
 
 if TYPE_CHECKING:
@@ -71,9 +72,12 @@ def run_training(
     model = load_model(spec, args)
     leave_if_asked(agreement, stop, recorder)
     facts = describe_process(launch, args, attempt=attempt.number)
+    places = agreement.gather(describe_place(launch))
     if recorder is not None:
         record_opening(recorder, run, model, train, held_out, facts)
-        facts |= describe_inputs(run, spec.model, args, model.config, tokenizer, train)
+        inputs = describe_inputs(run, spec.model, args, model.config, tokenizer, train)
+        record_surroundings(run, attempt.number, places, inputs)
+        facts |= inputs
     trainer = build_trainer(spec, args, model, tokenizer, train, held_out)
     trainer.add_callback(Watch(Pace(find_end_time(launch, os.environ), now=time.time()), stop, hang))
     add_callbacks(trainer, spec, run, agreement, stop, recorder, metadata=facts, resume_from=resume_from)

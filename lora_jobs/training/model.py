@@ -39,12 +39,16 @@ def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
 
 
 def load_base_model(model: ModelSpec, *, device: torch.device, activation_checkpointing: bool) -> PreTrainedModel:
-    """The frozen base model in model.dtype, or quantized by bitsandbytes straight onto the device."""
+    """The frozen base model in model.dtype; quantized by bitsandbytes, or with a device map, straight onto the device.
+
+    The map names the process's one device: "auto" itself would leave what does not fit on the host, without a word.
+    """
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.attn_implementation is not None:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization is not None:
         options["quantization_config"] = build_quantization(model.quantization)
+    if model.quantization is not None or model.device_map is not None:
         options["device_map"] = {"": device if device.type == "cuda" else "cpu"}
     try:
         base = AutoModelForCausalLM.from_pretrained(

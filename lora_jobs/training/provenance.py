@@ -39,6 +39,7 @@ def describe_inputs(
         "model": {
             "name_or_path": model.name_or_path,
             "revision": model.revision,
+            "commit": getattr(config, "_commit_hash", None),
             "config": hash_config(config),
             "tokenizer": hash_tokenizer(tokenizer),
         },

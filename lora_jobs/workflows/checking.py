@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_jobs.cluster.checkout import Checkout, read_checkout
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.cluster.local import detect_device
 from lora_jobs.errors import Problem, SpecError
@@ -42,6 +43,7 @@ from lora_jobs.spec import (
 from lora_jobs.workflows.costing import Costs, estimate_costs
 from lora_jobs.workflows.fetching import find_unfetched, name_fetched_model
 from lora_jobs.workflows.layouts import list_layouts
+from lora_jobs.workflows.lengths import load_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,6 +84,8 @@ class CheckReport:
     blockers: tuple[Problem, ...] = ()
     exact: Exact | None = None
     costs: Costs | None = None
+    checkout: Checkout | None = None
+    """What a submission is from; `check` itself does not look."""
 
     @property
     def is_estimated(self) -> bool:
@@ -277,7 +281,8 @@ def load_report(path: Path, overrides: Sequence[str], cluster: str) -> CheckRepo
         environment = load_environment("local")
         free = {"partition": None, "account": None, "qos": None, "reservation": None, "constraint": None, "gpu": None}
         spec = spec.model_copy(update={"resources": spec.resources.model_copy(update=free)})
-    return check_spec(spec, environment, backend, place=document.place)
+    report = check_spec(spec, environment, backend, place=document.place)
+    return replace(report, checkout=read_checkout(path.absolute().parent))
 
 
 def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False) -> CheckReport:
@@ -297,7 +302,8 @@ def check_job(path: Path, overrides: Sequence[str] = (), *, exact: bool = False)
     )
     sized = name_fetched_model(report.spec, environment)
     if report.is_estimated:
-        report = replace(report, costs=estimate_costs(sized, environment, report.gpu, report.verdict))
+        rows = load_rows(report.spec)
+        report = replace(report, costs=estimate_costs(sized, environment, report.gpu, report.verdict, rows))
     if sizer is None:
         return report
     return replace(report, exact=sizer.exact or trace_spec(report.spec, environment))

@@ -9,11 +9,12 @@ from lora_jobs.checkpoints.rotate import FEWEST_KEPT
 from lora_jobs.cluster.surroundings import read_disk
 from lora_jobs.runs import find_runs_root
 from lora_jobs.sizing import find_shape
-from lora_jobs.sizing.duration import Duration, Work, count_work, estimate_duration
+from lora_jobs.sizing.duration import Duration, Rows, Work, count_work, estimate_duration
 from lora_jobs.sizing.host import adapter_bytes, host_parts
 from lora_jobs.units import format_duration, format_gib, parse_duration, parse_size
+from lora_jobs.workflows.lengths import judge_lengths
 from lora_jobs.workflows.speeds import measure_speeds
-from lora_jobs.workflows.timing import count_jobs, load_rows
+from lora_jobs.workflows.timing import count_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,12 +57,15 @@ class DiskCost:
 
 @dataclass(frozen=True, slots=True)
 class TimeCost:
-    """The expected duration against the time limit; `rows` where it is for so many rows only: the data is not here."""
+    """The expected duration against the time limit; `rows` where it is for so many rows only: the data is not here,
+    else `train`, its rows.
+    """
 
     duration: Duration
     limit_seconds: int
     jobs: int | None
     rows: int | None
+    train: Rows | None = None
 
     @property
     def requeues(self) -> int | None:
@@ -106,16 +110,23 @@ class Costs:
                 "limit_seconds": time.limit_seconds,
                 "requeues": time.requeues,
                 "for_rows": time.rows,
+                "row_lengths": None if time.train is None else time.train.basis,
             },
         }
 
 
-def estimate_costs(spec: JobSpec, environment: ClusterEnvironment, gpu: Gpu, verdict: Verdict) -> Costs:
-    """Host memory, disk and time of a job where it will run. Reads the data's rows and the records of earlier runs."""
+def estimate_costs(
+    spec: JobSpec,
+    environment: ClusterEnvironment,
+    gpu: Gpu,
+    verdict: Verdict,
+    rows: tuple[Rows | None, Rows | None],
+) -> Costs:
+    """Host memory, disk and time of a job where it will run on these rows. Reads the records of earlier runs."""
     notes: list[str] = []
     host, disk = _cost_host(spec, environment, gpu, verdict), _cost_disk(spec, verdict)
-    time = _cost_time(spec, gpu, notes)
-    return Costs(host, disk, time, (*_find_shortages(spec, host, disk, time), *notes))
+    time = _cost_time(spec, gpu, rows, notes)
+    return Costs(host, disk, time, (*_find_shortages(spec, host, disk, time), *judge_lengths(spec, rows), *notes))
 
 
 def _cost_host(spec: JobSpec, environment: ClusterEnvironment, gpu: Gpu, verdict: Verdict) -> HostCost:
@@ -148,8 +159,8 @@ def _cost_disk(spec: JobSpec, verdict: Verdict) -> DiskCost:
     return DiskCost(verdict.estimate.checkpoint_bytes, kept, adapter, free, root)
 
 
-def _cost_time(spec: JobSpec, gpu: Gpu, notes: list[str]) -> TimeCost | None:
-    train, evaluation = load_rows(spec)
+def _cost_time(spec: JobSpec, gpu: Gpu, found: tuple[Rows | None, Rows | None], notes: list[str]) -> TimeCost | None:
+    train, evaluation = found
     work, rows = count_work(spec, train, evaluation), None
     if work is None or (train is None and spec.training.max_steps is None):
         work = _sample_work(spec)
@@ -165,7 +176,7 @@ def _cost_time(spec: JobSpec, gpu: Gpu, notes: list[str]) -> TimeCost | None:
     )
     if duration is None:
         return None
-    return TimeCost(duration, parse_duration(spec.resources.time), count_jobs(spec, duration), rows)
+    return TimeCost(duration, parse_duration(spec.resources.time), count_jobs(spec, duration), rows, train)
 
 
 def _sample_work(spec: JobSpec) -> Work:

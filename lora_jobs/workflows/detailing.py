@@ -7,14 +7,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
-from lora_jobs.cluster.local import find_live_folders
-from lora_jobs.cluster.observation import observe_jobs
-from lora_jobs.runs import find_run, find_runs_root, load_attempts, load_submissions
+from lora_jobs.runs import find_run, find_runs_root, load_attempts
+from lora_jobs.workflows.evidence import list_jobs
 from lora_jobs.workflows.following import list_logs
+from lora_jobs.workflows.looking import look_at_runs
 from lora_jobs.workflows.measuring import Measured, compare_memory
-from lora_jobs.workflows.observing import has_ended, is_finished, observe_run
+from lora_jobs.workflows.observing import report_runs
 from lora_jobs.workflows.priorities import FactorRow, list_factors
 from lora_jobs.workflows.progress import load_prediction
+from lora_jobs.workflows.results import Result, load_results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,7 @@ class RunPage:
     gpu_hours: float | None
     notes: tuple[str, ...]
     memory: tuple[Measured, ...] = ()
+    results: tuple[Result, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,25 +76,26 @@ class RunPage:
             "gpus": self.gpus,
             "gpu_hours": self.gpu_hours,
             "memory": [measured.to_json() for measured in self.memory],
+            "results": [asdict(result) for result in self.results],
         }
 
 
 def describe_run(job: str | None) -> RunPage:
     """The page of one run. Errors: RunNotFoundError; a Slurm that is away becomes a note."""
     run = find_run(job, find_runs_root())
-    submissions = load_submissions(run)
-    finished = is_finished(run)
-    ids = [each.job_id for each in submissions if each.backend == "slurm"]
-    newest = [] if finished and has_ended(run) else ids[-1:]
-    seen = observe_jobs(newest, past=ids)
-    starts = _join_starts(load_attempts(run), [row for job_id in dict.fromkeys(ids) for row in seen.history[job_id]])
+    attempts = load_attempts(run)
+    ids = [each.job_id for each in list_jobs(run, attempts) if each.backend == "slurm"]
+    look = look_at_runs([run], past=ids)
+    (status,) = report_runs(look).runs
+    history = [row for job_id in dict.fromkeys(ids) for row in look.seen.history.get(job_id, ())]
+    starts = _join_starts(attempts, history)
     prediction = load_prediction(run)
     log, lines = _read_tail(run)
-    sighting = seen.jobs.get(ids[-1]) if ids else None
+    sighting = look.seen.jobs.get(ids[-1]) if ids else None
     seconds = sum(start.elapsed_seconds or 0 for start in starts)
     return RunPage(
-        status=observe_run(run, submissions, seen, find_live_folders(), finished=finished),
-        factors=list_factors(sighting.job.factors if sighting else None, seen.config),
+        status=status,
+        factors=list_factors(sighting.job.factors if sighting else None, look.seen.config),
         starts=starts,
         checkpoints=tuple(verify_checkpoint(path, level=1) for path in list_checkpoints(run.checkpoints)),
         script=str(run.script_path) if run.script_path.exists() else None,
@@ -100,8 +103,9 @@ def describe_run(job: str | None) -> RunPage:
         log_lines=lines,
         gpus=prediction.world_size,
         gpu_hours=round(seconds * prediction.world_size / 3600, 2) if prediction.world_size else None,
-        notes=seen.notes,
+        notes=look.notes,
         memory=compare_memory(run),
+        results=load_results(run),
     )
 
 

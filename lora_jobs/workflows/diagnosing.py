@@ -13,10 +13,11 @@ from lora_jobs.cluster.surroundings import list_cached_models, read_disk, read_q
 from lora_jobs.errors import LoraJobsError, SpecError
 from lora_jobs.runs import find_runs_root
 from lora_jobs.spec import ClusterEnvironment, list_environments, load_environment
+from lora_jobs.spec.hub import find_cache
 from lora_jobs.units import GIB, format_count, format_gib
 from lora_jobs.workflows.examining_packages import look_at_packages
 from lora_jobs.workflows.examining_slurm import look_at_accounts, look_at_partitions, look_at_slurm
-from lora_jobs.workflows.fetching import OFFLINE_SWITCHES, find_cache
+from lora_jobs.workflows.fetching import OFFLINE_SWITCHES
 from lora_jobs.workflows.findings import Finding, Level
 
 if TYPE_CHECKING:

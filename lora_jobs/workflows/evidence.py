@@ -13,22 +13,22 @@ from lora_jobs.runs import (
     Submission,
     derive_submission,
     find_own_sweep,
-    load_attempts,
     load_submissions,
     load_sweep_submissions,
 )
 from lora_jobs.workflows.states import Evidence
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lora_jobs.cluster.observation import Observation
     from lora_jobs.runs import Attempt, Backend
 
 
-def list_jobs(run: Run) -> list[Submission]:
+def list_jobs(run: Run, attempts: Sequence[Attempt]) -> list[Submission]:
     """Every job of the run, oldest first; one whose submission was not recorded (Ctrl-C, full disk) but that began."""
-    jobs, attempts = load_submissions(run), load_attempts(run)
+    jobs = load_submissions(run)
     if attempts and attempts[-1].job_id not in {job.job_id for job in jobs}:
         last = attempts[-1]
         jobs.append(Submission(last.job_id, last.backend, last.started_at, last.host))
@@ -69,7 +69,7 @@ def find_user() -> str | None:
 
 def gather_evidence(
     run: Run,
-    submissions: list[Submission],
+    last: Submission | None,
     attempt: Attempt | None,
     seen: Observation,
     alive: frozenset[str],
@@ -77,7 +77,6 @@ def gather_evidence(
     finished: bool,
 ) -> Evidence:
     """Everything that is known of a run's newest job; `alive` holds the submitit folders of living processes."""
-    last = submissions[-1] if submissions else None
     sighting = seen.jobs.get(last.job_id) if last else None
     # Ids are used again after a while: another user's job of another name is a stranger's.
     ours = sighting is not None and (

@@ -12,17 +12,20 @@ from lora_jobs.cluster.queue import count_gpus
 from lora_jobs.cluster.reasons import Reason, explain_reason
 from lora_jobs.cluster.reservations import ask_reservations
 from lora_jobs.errors import RunError, RunNotFoundError
-from lora_jobs.runs import explain_state, find_run, find_runs_root, find_sweep, is_ended, load_submissions
+from lora_jobs.runs import explain_state, find_run, find_runs_root, find_sweep, is_ended
 from lora_jobs.units import format_duration
-from lora_jobs.workflows.observing import observe_runs
+from lora_jobs.workflows.looking import look_at_runs
+from lora_jobs.workflows.observing import report_runs
 from lora_jobs.workflows.priorities import FactorRow, list_factors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lora_jobs.cluster.inventory import Qos
     from lora_jobs.cluster.observation import Observation, Sighting
     from lora_jobs.cluster.parsers import SlurmJob
     from lora_jobs.cluster.queue import Place
-    from lora_jobs.runs import Run, Sweep
+    from lora_jobs.runs import Run
     from lora_jobs.workflows.observing import RunStatus
 
 Row = tuple[str, str]
@@ -53,52 +56,51 @@ class Explanation:
 
 
 def explain_job(job: str | None) -> Explanation:
-    """Why the run's newest job (or any job id of the queue) is where it is.
+    """Why the run's newest job (or any job id of the queue) is where it is; of a sweep, its most telling task.
 
     Errors: RunNotFoundError when it is neither a run nor a job that Slurm knows; RunError when it was never submitted.
     """
-    if (sweep := find_sweep(job, find_runs_root())) is not None:
-        job = choose_task(sweep)
+    root = find_runs_root()
+    sweep = find_sweep(job, root)
     try:
-        run: Run | None = find_run(job, find_runs_root())
+        runs = sweep.runs if sweep is not None else [find_run(job, root)]
     except RunNotFoundError:
         if job is None or not is_job_id(job):
             raise
-        run = None
-    job_id = job if run is None else _find_slurm_id(run)
-    if job_id is None and run is not None:
-        return _explain_records(run, ())
-    seen = observe_jobs([job_id or ""])
-    sighting = seen.jobs.get(job_id or "")
-    if run is not None and (sighting is None or is_ended(sighting.job.state)):
-        return _explain_records(run, seen.notes)
-    if sighting is None:
-        words = "; ".join(seen.notes)
-        raise RunNotFoundError(f"neither a run nor a job that Slurm knows: {job}" + (f" ({words})" if words else ""))
-    return _explain_sighting(run, sighting, seen)
+        return _explain_stranger(job)
+    look = look_at_runs(runs)
+    report = report_runs(look)
+    run, status = choose_task(runs, report.runs)
+    if status.state == "NOT_SUBMITTED":
+        raise RunError(f"{run.id} was never submitted", hint=f"lora-jobs resume {run.id} submits it")
+    last = look.records[run.id].job if run.id in look.records else None
+    sighting = look.seen.jobs.get(last.job_id) if last is not None and last.backend == "slurm" else None
+    if sighting is None or is_ended(sighting.job.state):
+        return _explain_records(run, status, look.notes)
+    return _explain_sighting(run, sighting, look.seen)
 
 
-def choose_task(sweep: Sweep) -> str:
-    """The task of a sweep whose state says most: one that waits, else one that failed, else the first."""
-    statuses = observe_runs(sweep.runs, ranked=False).runs
+def choose_task(runs: Sequence[Run], statuses: Sequence[RunStatus]) -> tuple[Run, RunStatus]:
+    """The run whose state says most: one that waits, else one that failed, else the first."""
 
-    def place(status: RunStatus) -> int:
+    def place(pair: tuple[Run, RunStatus]) -> int:
+        status = pair[1]
         return 0 if status.state == "PENDING" else 1 if not status.active and status.state != "COMPLETED" else 2
 
-    return str(sweep.directory / min(statuses, key=place).run)
+    return min(zip(runs, statuses, strict=True), key=place)
 
 
-def _find_slurm_id(run: Run) -> str | None:
-    submissions = load_submissions(run)
-    if not submissions:
-        raise RunError(f"{run.id} was never submitted", hint=f"lora-jobs resume {run.id} submits it")
-    return submissions[-1].job_id if submissions[-1].backend == "slurm" else None
+def _explain_stranger(job: str) -> Explanation:
+    """A job of the queue that is no run of ours."""
+    seen = observe_jobs([job])
+    if (sighting := seen.jobs.get(job)) is not None:
+        return _explain_sighting(None, sighting, seen)
+    words = "; ".join(seen.notes)
+    raise RunNotFoundError(f"neither a run nor a job that Slurm knows: {job}" + (f" ({words})" if words else ""))
 
 
-def _explain_records(run: Run, notes: tuple[str, ...]) -> Explanation:
+def _explain_records(run: Run, status: RunStatus, notes: tuple[str, ...]) -> Explanation:
     """A run that is local, or whose job has ended."""
-    report = observe_runs([run], ranked=False)
-    status = report.runs[0]
     known = explain_state(status.state)
     reason = explain_reason(status.reason) if status.reason else None
     meaning = status.explanation + (f" ({status.reason})" if status.reason else "")
@@ -113,7 +115,7 @@ def _explain_records(run: Run, notes: tuple[str, ...]) -> Explanation:
         turn="wait" if status.active else "you",
         known=known is not None,
         actions=tuple(action for action in dict.fromkeys(actions) if action),
-        notes=tuple(dict.fromkeys([*notes, *report.notes])),
+        notes=notes,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_jobs.errors import ClusterError, Problem, SpecError
 from lora_jobs.sizing import find_shape
 from lora_jobs.spec import load_environment, load_spec, replace_values
+from lora_jobs.spec.hub import find_cache, find_snapshot
 from lora_jobs.units import format_gib
 
 if TYPE_CHECKING:
@@ -69,14 +70,6 @@ def list_sources(spec: JobSpec) -> tuple[Source, ...]:
     return tuple(found)
 
 
-def find_cache(variables: Mapping[str, str]) -> Path:
-    """Where these variables put the cache of the hub's files. Source: huggingface_hub's documentation."""
-    if cache := variables.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
-    home = variables.get("HF_HOME") or str(Path(variables.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(home).expanduser() / "hub"
-
-
 def is_offline(variables: Mapping[str, str]) -> bool:
     """Whether these variables keep a job from asking the hub."""
     return any(variables.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in OFFLINE_SWITCHES)
@@ -106,16 +99,7 @@ def name_fetched_model(spec: JobSpec, environment: ClusterEnvironment) -> JobSpe
 
 
 def _find_cached(cache: Path, source: Source) -> Path | None:
-    """The snapshot of a repository at its revision. Source: the layout of huggingface_hub's cache."""
-    folder = cache / f"{source.kind}s--{source.repository.replace('/', '--')}"
-    revision = source.revision or "main"
-    reference = folder / "refs" / revision
-    try:
-        commit = reference.read_text(encoding="ascii").strip() if reference.is_file() else revision
-    except (OSError, UnicodeDecodeError):
-        return None
-    snapshot = folder / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    return find_snapshot(cache, source.kind, source.repository, source.revision)
 
 
 def fetch_job(path: Path, overrides: Sequence[str] = ()) -> tuple[JobSpec, tuple[Fetched, ...]]:

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
 from lora_jobs.cluster.local import find_live_folders
-from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.cluster.reasons import explain_reason
-from lora_jobs.errors import LoraJobsError
 from lora_jobs.runs import (
     SWEEP_FILE,
     Run,
-    Submission,
     explain_state,
     find_run,
     find_runs_root,
     find_sweep,
-    group_by_sweep,
     is_ended,
-    list_runs,
-    load_attempts,
+    list_run_paths,
 )
-from lora_jobs.workflows.evidence import gather_evidence, list_jobs
+from lora_jobs.workflows.evidence import gather_evidence
 from lora_jobs.workflows.folding import fold_sweeps
-from lora_jobs.workflows.progress import load_limit, read_progress
+from lora_jobs.workflows.looking import look_at_runs
 from lora_jobs.workflows.states import find_own_attempt, resolve_state
 
 if TYPE_CHECKING:
     from lora_jobs.cluster.observation import Observation, Sighting
     from lora_jobs.runs import Attempt
     from lora_jobs.spec import JobSpec
+    from lora_jobs.workflows.looking import Look, Records
     from lora_jobs.workflows.progress import Progress
 
 NEWEST = 20
@@ -129,9 +124,11 @@ def find_status(
     if job:
         sweep = find_sweep(job, root)
         return observe_runs(sweep.runs if sweep else [find_run(job, root)], user=user)
-    known = group_by_sweep(list_runs(root))
-    shown = list(known.values()) if everything else list(known.values())[:most]
-    runs = [run for group in shown for run in group]
+    known: dict[str, list[str]] = {}
+    for path in list_run_paths(root):  # a sweep's runs have its name before theirs
+        known.setdefault(path.partition("/")[0], []).append(path)
+    shown = list(known.values())[: None if everything else most]
+    runs = [Run(root / path) for paths in shown for path in paths]
     report = fold_sweeps(runs, observe_runs(runs, user=user))
     rows = [row for row in report.runs if partition is None or partition in (row.partition or "").split(",")]
     return StatusReport(tuple(rows), report.notes, len(known) - len(shown))
@@ -142,38 +139,19 @@ def observe_runs(runs: list[Run], *, user: str | None = None, ranked: bool = Tru
 
     Without `ranked` Slurm is asked for these jobs alone, and no rank is given.
     """
-    submissions, damaged = read_jobs(runs)
-    finished = {run.id: is_finished(run) for run in runs}
-    ids = [
-        known[-1].job_id
-        for run in runs
-        if (known := submissions.get(run.id)) and known[-1].backend == "slurm"
-        if not (finished[run.id] and has_ended(run))
-    ]
-    seen = observe_jobs(ids, users=(user,) if user else (), ranked=ranked)
-    is_local = any(known and known[-1].backend == "local" for known in submissions.values())
-    alive = find_live_folders() if is_local else frozenset()
+    return report_runs(look_at_runs(runs, user=user, ranked=ranked))
+
+
+def report_runs(look: Look) -> StatusReport:
+    """A row per run, then one per job of a user whose jobs were asked for too."""
+    alive = find_live_folders() if look.has_local else frozenset()
     statuses = [
-        observe_run(run, submissions[run.id], seen, alive, finished=finished[run.id])
-        if run.id in submissions
-        else describe_unreadable(run)
-        for run in runs
+        observe_run(run, look.records[run.id], look.seen, alive) if run.id in look.records else describe_unreadable(run)
+        for run in look.runs
     ]
     mine = {status.job_id for status in statuses}
-    others = [describe_job(sighting) for sighting in seen.of_users if sighting.job.job_id not in mine]
-    return StatusReport((*statuses, *others), (*seen.notes, *damaged))
-
-
-def read_jobs(runs: list[Run]) -> tuple[dict[str, list[Submission]], tuple[str, ...]]:
-    """The jobs of each run, and a note for each run whose directory can't be read; it does not hide the others."""
-    jobs, notes = {}, []
-    for run in runs:
-        try:
-            find_committed_step(run), load_limit(run), read_progress(run, None)
-            jobs[run.id] = list_jobs(run)
-        except LoraJobsError as error:
-            notes.append(f"{run.id} can't be read: {error.message}")
-    return jobs, tuple(notes)
+    others = [describe_job(sighting) for sighting in look.seen.of_users if sighting.job.job_id not in mine]
+    return StatusReport((*statuses, *others), look.notes)
 
 
 def describe_unreadable(run: Run) -> RunStatus:
@@ -184,34 +162,19 @@ def describe_unreadable(run: Run) -> RunStatus:
     return RunStatus(**values)
 
 
-def has_ended(run: Run) -> bool:
-    """True when the run's last attempt recorded its end."""
-    attempts = load_attempts(run)
-    return bool(attempts) and attempts[-1].has_ended
-
-
-def is_finished(run: Run) -> bool:
-    """True when the adapter is whole (sizes compared)."""
-    return run.adapter.is_dir() and verify_checkpoint(run.adapter, level=0).good
-
-
-def observe_run(
-    run: Run, submissions: list[Submission], seen: Observation, alive: frozenset[str], *, finished: bool
-) -> RunStatus:
+def observe_run(run: Run, records: Records, seen: Observation, alive: frozenset[str]) -> RunStatus:
     """One run's row out of its records, what Slurm said, and the folders that live local processes name."""
-    attempts = load_attempts(run)
-    last = submissions[-1] if submissions else None
-    attempt = attempts[-1] if attempts else None
-    evidence = gather_evidence(run, submissions, attempt, seen, alive, finished=finished)
+    last = records.job
+    evidence = gather_evidence(run, last, records.attempt, seen, alive, finished=records.finished)
     job = evidence.job
     sighting = seen.jobs.get(last.job_id) if job and last else None
     state, reason = resolve_state(evidence)
     attempt, finished = find_own_attempt(evidence), state == "COMPLETED"
     known = explain_state(state)
     ended = is_ended(state)
-    progress = read_progress(run, attempt)
+    progress = records.progress if attempt is not None else replace(records.progress, seconds_left=None)
     elapsed = job.elapsed_seconds if job and job.state == "RUNNING" else _elapsed(attempt, active=not ended)
-    limit = (job.limit_seconds if job else None) or load_limit(run)
+    limit = (job.limit_seconds if job else None) or records.limit_seconds
     running = state == "RUNNING"
     name = last.job_id if last and last.backend == "slurm" else run.id  # a local job id is a pid, and may come again
     return RunStatus(
@@ -230,8 +193,8 @@ def observe_run(
         total_steps=progress.total_steps,
         loss=progress.loss,
         eval_loss=progress.eval_loss,
-        last_committed_step=find_committed_step(run),
-        attempts=len(attempts),
+        last_committed_step=records.committed_step,
+        attempts=len(records.attempts),
         adapter=str(run.adapter) if finished else None,
         remaining_seconds=_remaining(elapsed, limit) if running and last and last.backend == "slurm" else None,
         expected_finish=_finish(progress) if running else None,
@@ -292,15 +255,6 @@ def find_sweep_name(run: Run) -> str | None:
     """The name of the sweep that the run is a task of."""
     parent = run.directory.parent
     return parent.name if (parent / SWEEP_FILE).is_file() else None
-
-
-def find_committed_step(run: Run) -> int | None:
-    """The step of the newest checkpoint that is committed and whole by its sizes."""
-    for directory in list_checkpoints(run.checkpoints):
-        verdict = verify_checkpoint(directory, level=0)
-        if verdict.good:
-            return verdict.step
-    return None
 
 
 def _elapsed(attempt: Attempt | None, *, active: bool) -> float | None:

@@ -30,10 +30,11 @@ from lora_jobs.spec import (
 from lora_jobs.units import format_duration, parse_duration
 from lora_jobs.workflows.checking import CheckReport, anchor_paths, find_device
 from lora_jobs.workflows.layouts import Layout, list_layouts
+from lora_jobs.workflows.lengths import describe_basis, judge_lengths, load_rows
 from lora_jobs.workflows.plan_rows import PlanRow, order_rows
 from lora_jobs.workflows.speeds import Measured, measure_speeds
 from lora_jobs.workflows.submitting import plan_run
-from lora_jobs.workflows.timing import count_jobs, load_rows
+from lora_jobs.workflows.timing import count_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,9 @@ def plan_spec(
     notes += [*left_out, *_advise_time(rows)]
     if train is None and not spec.data.packing:
         notes.append("data.train can't be read here: rows of data.max_length tokens are assumed")
+    if train is not None:
+        notes.append(f"row lengths: {describe_basis(train)}")
+    notes += judge_lengths(spec, (train, evaluation))
     account = find_submission_problems(spec.resources.model_copy(update={"gpu": None}), environment)
     notes += [f"before submitting: {problem.path}: {problem.message}" for problem in account]
     return JobPlan(spec, environment, tuple(rows), tuple(dict.fromkeys(notes)))

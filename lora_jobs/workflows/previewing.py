@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.cluster.commands import run_command
-from lora_jobs.errors import SpecError
+from lora_jobs.errors import RunError, SpecError
+from lora_jobs.runs import RowLengths, find_runs_root, record_lengths
 from lora_jobs.spec import find_data_problems, load_document, load_environment
 from lora_jobs.workflows.checking import anchor_paths
+from lora_jobs.workflows.lengths import find_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,12 +58,11 @@ class Part:
         """The histogram: (from, to, rows) with from <= tokens < to, in at most 12 steps of equal width."""
         if not self.lengths:
             return ()
-        width = max(1, -(-(max(self.lengths) + 1) // BINS))
-        bins = max(self.lengths) // width + 1
-        counts = [0] * bins
-        for length in self.lengths:
-            counts[length // width] += 1
-        return tuple((index * width, (index + 1) * width, count) for index, count in enumerate(counts))
+        lowest, highest = min(self.lengths), max(self.lengths)
+        width = -(-(highest - lowest + 1) // BINS)
+        counts = Counter((length - lowest) // width for length in self.lengths)
+        starts = range(lowest, highest + 1, width)
+        return tuple((start, start + width, counts[index]) for index, start in enumerate(starts))
 
     def to_json(self, max_length: int) -> dict[str, Any]:
         return {
@@ -89,6 +91,8 @@ class Preview:
     spec: JobSpec
     train: Part
     evaluation: Part | None
+    unkept: str | None = None
+    """Why the lengths were not kept for `check` and `plan`."""
 
     def to_json(self) -> dict[str, Any]:
         longest = self.spec.data.max_length
@@ -97,6 +101,7 @@ class Preview:
             "max_length": longest,
             "train": self.train.to_json(longest),
             "eval": None if self.evaluation is None else self.evaluation.to_json(longest),
+            "kept": self.unkept is None,
         }
 
 
@@ -125,7 +130,20 @@ def preview_job(path: Path, overrides: Sequence[str] = (), *, rows: int, example
     if "error" in values:
         raise SpecError(values["error"], hint=values["hint"])
     held_out = values["eval"]
-    return Preview(spec, _read_part(values["train"]), None if held_out is None else _read_part(held_out))
+    train, evaluation = _read_part(values["train"]), None if held_out is None else _read_part(held_out)
+    return Preview(spec, train, evaluation, keep_lengths(spec, [train, *([evaluation] if evaluation else [])]))
+
+
+def keep_lengths(spec: JobSpec, parts: Sequence[Part]) -> str | None:
+    """Store what was counted for `check` and `plan`; in words why it can't be, None where it is."""
+    try:
+        for part in parts:
+            if (key := find_key(spec, part.name)) is None:
+                return "only the lengths of files, and of datasets of the hub, are kept for check and plan"
+            record_lengths(find_runs_root(), key, RowLengths(part.lengths, part.more))
+    except RunError as error:
+        return f"the lengths can't be kept for check and plan: {error.message}"
+    return None
 
 
 def _read_part(values: dict[str, Any]) -> Part:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.runs import latest_metrics, load_metrics
+from lora_jobs.runs import latest_metrics
 from lora_jobs.units import parse_duration
 
 if TYPE_CHECKING:
@@ -38,22 +38,6 @@ class Prediction:
     allocated_peak_bytes: int | None = None
     peak_bytes: int | None = None
     world_size: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run's training came to: held-out loss before and after it, and a sample answered with and without."""
-
-    losses: tuple[float | None, float | None] | None
-    sample: dict[str, Any] | None
-
-
-def load_outcome(run: Run) -> Outcome:
-    """The outcome by the run's metrics; None for what was not measured."""
-    metrics = load_metrics(run)
-    losses = {row.get("phase"): row["eval_loss"] for row in metrics if row.get("kind") == "eval"}
-    measured = (losses["before"], losses["after"]) if {"before", "after"} <= set(losses) else None
-    return Outcome(measured, next((row for row in reversed(metrics) if row.get("kind") == "sample"), None))
 
 
 def load_prediction(run: Run) -> Prediction:

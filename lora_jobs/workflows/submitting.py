@@ -23,7 +23,7 @@ from lora_jobs.errors import (
     SpecError,
     SubmissionError,
 )
-from lora_jobs.rendering import Plan, build_plan
+from lora_jobs.rendering import Plan, build_plan, render_checkout
 from lora_jobs.runs import (
     Run,
     append_submission,
@@ -97,7 +97,14 @@ def plan_run(report: CheckReport, run_id: str, directory: Path) -> Plan:
         estimate=report.verdict.to_json(),
         versions=find_versions(),
         exclude=find_bad_nodes(Run(directory)),
+        more=render_provenance(report),
     )
+
+
+def render_provenance(report: CheckReport) -> dict[str, str]:
+    """git.json and git.diff of the checkout that the spec is in."""
+    checkout = report.checkout
+    return {} if checkout is None else render_checkout(checkout.to_json(), checkout.diff)
 
 
 def plan_job(path: Path, overrides: Sequence[str], *, cluster: str = "auto") -> SubmitReport:

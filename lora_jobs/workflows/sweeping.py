@@ -42,6 +42,7 @@ from lora_jobs.workflows.submitting import (
     find_versions,
     preflight_script,
     refuse_blockers,
+    render_provenance,
     submit_job,
 )
 
@@ -236,7 +237,8 @@ def send_sweep(report: SweepReport) -> SweepReport:
         spec.resources.array_task_throttle,
         tuple({"values": dict(each.variant.values), "peak_bytes": each.peak_bytes} for each in report.left_out),
     )
-    create_sweep(sweep, plan.script, _list_files(plan))
+    shared = render_provenance(report.base)
+    create_sweep(sweep, plan.script, _list_files(plan), shared)
     expected_start = None
     try:
         if plan.backend == "slurm":

@@ -16,7 +16,8 @@ import pytest
 from slurm_cluster import ACCOUNT
 
 from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
-from lora_jobs.cluster.client import cancel_job, find_jobs
+from lora_jobs.cluster.client import cancel_job
+from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.errors import ClusterError, SpecError
 from lora_jobs.runs import find_run, find_runs_root, list_runs, load_attempts, load_metrics, load_submissions
 from lora_jobs.workflows.observing import observe_runs
@@ -143,12 +144,13 @@ def find_reference(tiny: Tiny) -> Reference:
     return REFERENCE[0]
 
 
-def test_two_nodes_to_a_finished_adapter(slurm: SlurmCluster, tiny: Tiny):
+def test_two_nodes_to_a_finished_adapter(slurm: SlurmCluster, tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_neverWrittenAnywhere")
     run = submit(tiny)
     job_id = observe_runs([run]).runs[0].job_id
     assert job_id is not None
     wait_for(run, lambda status: status.state == "RUNNING")
-    nodes = find_jobs([job_id]).jobs[job_id].node_list
+    nodes = observe_jobs([job_id], ranked=False).jobs[job_id].job.node_list
     status = wait_for_end(run)
     assert nodes == "lrdn[0001-0002]"
     assert (status.step, status.total_steps, status.attempts) == (STEPS, STEPS, 1)
@@ -160,6 +162,8 @@ def test_two_nodes_to_a_finished_adapter(slurm: SlurmCluster, tiny: Tiny):
     assert find_run(job_id, find_runs_root()) == run
     assert (run.submitit / f"{job_id}_submission.sh").read_text() == run.script_path.read_text()
     REFERENCE.append(Reference(hash_adapter(run), seen))
+    files = [path for path in run.directory.rglob("*") if path.is_file()]
+    assert [path for path in files if b"hf_neverWrittenAnywhere" in path.read_bytes()] == []
 
 
 def test_signal_saves_requeues_and_ends_with_the_same_adapter(slurm: SlurmCluster, tiny: Tiny):
@@ -185,7 +189,7 @@ def test_preemption_loses_no_committed_step_and_comes_back_by_itself(slurm: Slur
         "sbatch", "--parsable", "--partition=boost_urgent", "--nodes=2", "--gpus-per-node=4", "--time=1",
         f"--output={tmp_path}/urgent.out", "--wrap=sleep 3",
     ).stdout.strip()  # fmt: skip
-    wait_for(run, lambda _: find_jobs([urgent]).jobs[urgent].state == "COMPLETED")
+    wait_for(run, lambda _: observe_jobs([urgent], ranked=False).jobs[urgent].job.state == "COMPLETED")
     job_id = observe_runs([run]).runs[0].job_id or ""
     wait_for_end(run)
     first, second = load_attempts(run)
@@ -242,7 +246,7 @@ def test_cancelled_job_stays_cancelled_and_resume_goes_on(slurm: SlurmCluster, t
     cancel_job(first_id)
     # Idle nodes: the batch script, which alone could requeue the job, has ended too.
     wait_for(run, lambda status: not status.active and slurm.is_idle())
-    assert find_jobs([first_id]).jobs[first_id].state == "CANCELLED"
+    assert observe_jobs([first_id], ranked=False).jobs[first_id].job.state == "CANCELLED"
     status = observe_runs([run]).runs[0]
     assert (status.state, status.job_id, status.attempts) == ("CANCELLED", first_id, 1), read_logs(run)
     plan = plan_resume(first_id)

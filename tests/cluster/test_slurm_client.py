@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from slurm_cluster import OTHER_ACCOUNT
 
-from lora_jobs.cluster.client import cancel_job, check_submission, find_jobs, requeue_job
+from lora_jobs.cluster.client import cancel_job, check_submission, requeue_job
+from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def submit(slurm: SlurmCluster, directory: Path, *options: str, body: str = "sle
 def wait_for(job_id: str, ready: Callable[[SlurmJob], bool], seconds: float = 90) -> SlurmJob:
     deadline = time.monotonic() + seconds
     while True:
-        answers = find_jobs([job_id])
-        job = answers.jobs.get(job_id)
-        if job is not None and ready(job):
-            return job
+        answers = observe_jobs([job_id], ranked=False)
+        sighting = answers.jobs.get(job_id)
+        if sighting is not None and ready(sighting.job):
+            return sighting.job
         assert time.monotonic() < deadline, answers
         time.sleep(0.3)
 
@@ -55,10 +56,11 @@ def test_running_waiting_dependent_and_array_jobs(slurm: SlurmCluster, tmp_path:
     expected = wait_for(waiting, lambda job: job.expected_start is not None and job.reason in blocked).expected_start
     wait_for(dependent, lambda job: job.reason == "Dependency")
     wait_for(f"{array}_2", lambda job: job.reason == "Priority")
-    answers = find_jobs([running, waiting, dependent, f"{array}_2", "4000000"])
+    answers = observe_jobs([running, waiting, dependent, f"{array}_2", "4000000"])
     assert answers.notes == ()
-    seen = {job_id: (job.state, job.reason, job.partition, job.source) for job_id, job in answers.jobs.items()}
-    reason = answers.jobs[waiting].reason
+    jobs = {job_id: sighting.job for job_id, sighting in answers.jobs.items()}
+    seen = {job_id: (job.state, job.reason, job.partition, job.source) for job_id, job in jobs.items()}
+    reason = jobs[waiting].reason
     assert reason in blocked
     assert seen == {
         running: ("RUNNING", None, "boost_usr_prod", "squeue"),
@@ -66,14 +68,14 @@ def test_running_waiting_dependent_and_array_jobs(slurm: SlurmCluster, tmp_path:
         dependent: ("PENDING", "Dependency", "boost_usr_prod", "squeue"),
         f"{array}_2": ("PENDING", "Priority", "boost_usr_prod", "squeue"),
     }
-    job = answers.jobs[waiting]
+    job = jobs[waiting]
     assert expected is not None
-    assert expected > (answers.jobs[running].started or "")
+    assert expected > (jobs[running].started or "")
     assert job.priority is not None
     assert job.factors is not None
     parts = job.factors.age, job.factors.fairshare, job.factors.job_size, job.factors.partition, job.factors.qos
     assert abs(sum(parts) - job.priority) <= 2, "sprio's parts add up to squeue's priority, but for rounding"
-    assert (answers.jobs[running].nodes, answers.jobs[running].limit_seconds) == (2, 1800)
+    assert (jobs[running].nodes, jobs[running].limit_seconds) == (2, 1800)
 
 
 def test_accounting_answers_where_the_queue_does_not(
@@ -89,8 +91,9 @@ def test_accounting_answers_where_the_queue_does_not(
     monkeypatch.setenv("PATH", str(only_sacct))
     deadline = time.monotonic() + 120
     while True:  # slurmctld tells slurmdbd a little later
-        answers = find_jobs([ended, cancelled, "4000000"])
-        seen = {job_id: (job.state, job.exit_code, job.source) for job_id, job in answers.jobs.items()}
+        answers = observe_jobs([ended, cancelled, "4000000"], ranked=False)
+        jobs = {job_id: sighting.job for job_id, sighting in answers.jobs.items()}
+        seen = {job_id: (job.state, job.exit_code, job.source) for job_id, job in jobs.items()}
         if seen == {ended: ("FAILED", "3:0", "sacct"), cancelled: ("CANCELLED", "0:0", "sacct")}:
             break
         assert time.monotonic() < deadline, answers

@@ -1,4 +1,7 @@
-"""Fixtures of the fault tests. LORA_JOBS_FAULTS=long runs every case; `make faults` sets it and collects the rows."""
+"""Fixtures of the fault tests. LORA_JOBS_FAULTS=long runs every case; `make faults` sets it and collects the rows.
+
+LORA_JOBS_FAULTS_PART=1/4 runs a quarter of what was collected, the tests number 1, 5, 9, ...
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 from fault_ranks import Stopped, make_stopped
-from tiny_runs import RankServer, make_tiny_files, serve_ranks
+from interruptions import finish
+from tiny_runs import RankServer, create_tiny_run, make_tiny_files, serve_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(trylast=True)  # after -k
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    index, count = (int(word) for word in os.environ.get("LORA_JOBS_FAULTS_PART", "0/1").split("/"))
+    items[:] = items[index::count]
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +53,21 @@ def stopped(server: RankServer, tiny: Path, tmp_path_factory: pytest.TempPathFac
         if kind not in made:
             made[kind] = make_stopped(server, kind, root / kind, tiny)
         return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(server: RankServer, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """The adapter's hash of a run of these sections that nothing interrupts; each is trained once."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    made: dict[str, str] = {}
+
+    def get(sections: dict[str, Any], ranks: int) -> str:
+        key = json.dumps([sections, ranks], sort_keys=True)
+        if key not in made:
+            made[key] = finish(server, create_tiny_run(root, f"whole-{len(made) + 1}", tiny, **sections), ranks)
+        return made[key]
 
     return get
 

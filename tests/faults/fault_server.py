@@ -2,7 +2,8 @@
 
 Requests: {"start": environment, "run": directory, "faults": [...]} is one of our ranks, {"start": environment,
 "stock": fields of StockJob, "faults": [...]} one of a stock training. A fault is {"event", "step", "signal", "nth"}:
-the rank sends itself this signal at the nth call of this callback event of Trainer in this step.
+the rank sends itself this signal at the nth call of this callback event of Trainer in this step. With "fill" and
+"leave" for "signal" it fills the file system of this file up to so many bytes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,16 @@ EVENTS = (
     "on_step_end",
     "on_evaluate",
     "on_prediction_step",
+    "on_log",
     "on_save",
 )
+
+
+def fill_disk(path: Path, leave: int) -> None:
+    """Write zeros until only `leave` bytes are free, as another job on the same disk might."""
+    status = os.statvfs(path.parent)
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - leave)
 
 
 def add_faults(faults: list[dict[str, Any]]) -> None:
@@ -45,7 +54,9 @@ def add_faults(faults: list[dict[str, Any]]) -> None:
             if fault["event"] != event or fault["step"] != step or fault["nth"] == 0:
                 continue
             fault["nth"] -= 1
-            if fault["nth"] == 0:
+            if fault["nth"] == 0 and "fill" in fault:
+                fill_disk(Path(fault["fill"]), fault["leave"])
+            elif fault["nth"] == 0:
                 os.kill(os.getpid(), signal.Signals[fault["signal"]])
 
     def listen(event: str) -> Any:

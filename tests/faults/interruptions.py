@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from fault_ranks import start_ours, wait_or_end
 from tiny_runs import TIMEOUT_SECONDS, Job, RankServer, hash_adapter, read_logs
 
 from lora_jobs.checkpoints import choose_checkpoint
-from lora_jobs.runs import EXIT_SAVED, Run, load_attempts, load_metrics
+from lora_jobs.runs import EXIT_SAVED, Run, Submission, append_submission, load_attempts, load_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +41,12 @@ def find_lost_steps(run: Run) -> int:
     return max(0, max(trained, default=0) - (committed or 0))
 
 
+def note_start(run: Run) -> None:
+    """Record a start by hand, as `lora-jobs resume` does: what counts starts without a new step begins anew."""
+    number = max((attempt.number for attempt in load_attempts(run)), default=0)
+    append_submission(run, Submission("test", "local", time.time(), socket.gethostname(), after_attempt=number))
+
+
 def interrupt(
     server: RankServer,
     run: Run,
@@ -47,8 +54,11 @@ def interrupt(
     *,
     faults: dict[int, Sequence[dict[str, Any]]] | None = None,
     meanwhile: Callable[[Job], None] | None = None,
+    by_hand: bool = True,
 ) -> Interrupted:
     """One start with faults in the ranks, or with something done to them from outside."""
+    if by_hand:
+        note_start(run)
     job = start_ours(server, run, ranks, faults)
     if meanwhile is not None:
         meanwhile(job)
@@ -58,6 +68,7 @@ def interrupt(
 
 def finish(server: RankServer, run: Run, ranks: int) -> str:
     """Train to the end without a fault; the adapter's hash."""
+    note_start(run)
     codes, hung = wait_or_end(start_ours(server, run, ranks))
     assert codes == [0] * ranks, read_logs(run)
     assert not hung

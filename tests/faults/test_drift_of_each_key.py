@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 from fault_ranks import KINDS, Stopped, copy_run, copy_stock, resume_stock
 
 from lora_jobs.errors import LoraJobsError
+from lora_jobs.training.attempt import choose_start
 from lora_jobs.workflows.resuming import plan_resume
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ CASES: tuple[tuple[str, Any, str], ...] = (
     ("training.logging_steps", 5, FREE),
     ("training.save_steps", 3, FREE),
     ("training.max_steps", 9, ASK),
+    ("training.learning_rate", 0.005, ASK),
+    ("lora.lora_dropout", 0.0, ASK),
     ("training.gradient_accumulation_steps", 2, ASK),
     ("training.per_device_train_batch_size", 1, ASK),
     ("training.seed", 7, ASK),
@@ -38,7 +42,12 @@ CASES: tuple[tuple[str, Any, str], ...] = (
     ("lora.lora_alpha", 16, REFUSE),
     ("lora.target_modules", ["q_proj"], REFUSE),
     ("lora.modules_to_save", ["embed_tokens"], REFUSE),
+    ("lora.use_rslora", True, REFUSE),
+    ("training.optim", "adamw_torch_fused", REFUSE),
+    ("training.weight_decay", 0.1, REFUSE),
     ("model.dtype", "bfloat16", REFUSE),
+    ("model.revision", "v2", REFUSE),
+    ("resources.gpus_per_node", 2, ASK),
 )
 
 
@@ -68,6 +77,64 @@ def test_drift_of_a_key(
     record("drift", key, ours=seen, ours_detail=why)
     assert seen == expected, why
     assert key in why or expected == FREE
+
+
+def change_data(tiny: Path) -> None:
+    path = tiny / "data" / "tiny" / "train.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+
+
+def change_weights(tiny: Path) -> None:
+    """One value in the middle, as another base model has."""
+    path = tiny / "models" / "tiny_gemma2" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change_config(tiny: Path) -> None:
+    path = tiny / "models" / "tiny_gemma2" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_theta": 1.0}))
+
+
+def change_tokenizer(tiny: Path) -> None:
+    path = tiny / "models" / "tiny_gemma2" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ messages }}"}))
+
+
+SAME_NAME: tuple[tuple[str, Callable[[Path], None], str], ...] = (
+    ("data.train", change_data, ASK),
+    ("model.weights", change_weights, REFUSE),
+    ("model.config", change_config, REFUSE),
+    ("model.tokenizer", change_tokenizer, REFUSE),
+)
+
+
+@pytest.mark.parametrize(("key", "change", "expected"), SAME_NAME, ids=[case[0] for case in SAME_NAME])
+def test_the_same_name_with_another_content(
+    key: str,
+    change: Callable[[Path], None],
+    expected: str,
+    stopped: Callable[[str], Stopped],
+    tiny: Path,
+    tmp_path: Path,
+    record: Callable[..., None],
+) -> None:
+    """What the batch script finds before any rank is started; the spec's file names are those of the copy."""
+    run = copy_run(stopped("plain").run, tmp_path / "plain_stopped-1")
+    shutil.copytree(tiny, tmp_path / "tiny")
+    for path in [run.spec_path, *run.directory.glob("attempt-*.spec.yaml")]:
+        path.write_text(path.read_text().replace(str(tiny), str(tmp_path / "tiny")))
+    assert choose_start(run, world_size=1).step == 4
+    change(tmp_path / "tiny")
+    seen, why = FREE, ""
+    try:
+        choose_start(run, world_size=1)
+    except LoraJobsError as error:
+        seen, why = (REFUSE if "does not match the spec" in error.message else ASK), error.message
+    record("drift", f"{key}, another content under the same name", ours=seen, ours_detail=why)
+    assert seen == expected, why
+    assert key in why
 
 
 STOCK: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -27,7 +27,7 @@ from interruptions import finish, interrupt
 from tiny_runs import Job, RankServer, create_tiny_run, hash_adapter, read_logs
 
 from lora_jobs.checkpoints import choose_checkpoint
-from lora_jobs.runs import load_attempts
+from lora_jobs.runs import EXIT_DISK_FULL, load_attempts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,38 +64,48 @@ def count_bytes(directory: Path) -> int:
 
 
 @needs_root
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize(
+    ("share", "noticed"), [(share, noticed) for noticed in ((False, True) if LONG else (False,)) for share in SHARES]
+)
 def test_a_disk_that_gets_full_within_a_save(
     share: float,
+    noticed: bool,
     stopped: Callable[[str], Stopped],
     server: RankServer,
     tiny: Path,
     tmp_path: Path,
     record: Callable[..., None],
 ) -> None:
-    """There is room for checkpoint-2 and a share of checkpoint-4; later there is room again."""
+    """There is room for checkpoint-2 and a share of checkpoint-4; later there is room again.
+
+    `noticed`: it is full before the ranks look whether the next save fits. Else another job fills it after they have.
+    """
     found = stopped("zero2")
-    one = count_bytes(found.run.checkpoints / "checkpoint-4")
+    leave = int(share * count_bytes(found.run.checkpoints / "checkpoint-4"))
     small = tmp_path / "small"
     with mounted(small, PLENTY):
         run = create_tiny_run(small, "full-1", tiny, **KINDS["zero2"][0])
-        codes, _ = wait_or_end(start_ours(server, run, 2, {rank: [fault("on_step_end", 3)] for rank in (0, 1)}))
-        assert codes == [-9, -9], read_logs(run)
-        resize(small, str(count_bytes(small) + int(share * one)))
-        ended = interrupt(server, run, 2)
+        stop = {} if noticed else {0: [{**fault("on_log", 4), "fill": str(small / "filler"), "leave": leave}]}
+        if noticed:
+            codes, _ = wait_or_end(start_ours(server, run, 2, {rank: [fault("on_step_end", 3)] for rank in (0, 1)}))
+            assert codes == [-9, -9], read_logs(run)
+            resize(small, str(count_bytes(small) + leave))
+        ended = interrupt(server, run, 2, faults=stop)
         reason = load_attempts(run)[-1].reason
         logs = read_logs(run)
         choice = choose_checkpoint(run.checkpoints)
         chosen = choice.chosen.name if choice.chosen else None
         resize(small, PLENTY)
+        (small / "filler").unlink(missing_ok=True)
         same = finish(server, run, 2) == found.reference
     stock = fill_stock(server, found, tmp_path / "stock", share)
-    record("full disk", f"room for {share:.0%} of the save", kind="zero2", stock=stock[0], stock_detail=stock[1],
+    how = "noticed before it" if noticed else "filled within it"
+    record("full disk", f"room for {share:.0%} of the save, {how}", kind="zero2", stock=stock[0], stock_detail=stock[1],
            ours="fell back" if same else "other result", ours_detail=f"exit codes {ended.codes}: {reason}",
            hung=ended.hung, good_one_exists=True)  # fmt: skip
     assert not ended.hung, logs
-    assert any(ended.codes), "it can't have finished"
-    assert (chosen, same) == ("checkpoint-2", True)
+    assert ended.codes == [EXIT_DISK_FULL] * 2, (reason, logs)
+    assert (chosen, same) == ("checkpoint-2", True), logs
 
 
 def fill_stock(server: RankServer, found: Stopped, directory: Path, share: float) -> tuple[str, str]:
@@ -122,7 +132,7 @@ def test_a_folder_that_turned_read_only(
         ended = interrupt(server, run, 2)
         reason = load_attempts(run)[-1].reason or ""
     same = finish(server, run, 2) == found.reference
-    record("full disk", "checkpoints/ is read-only", kind="zero2", ours="stopped, same result later",
+    record("stop", "checkpoints/ is read-only", kind="zero2", ours="stopped, same result later",
            ours_detail=reason, hung=ended.hung)  # fmt: skip
     assert not ended.hung
     assert any(ended.codes)

@@ -95,7 +95,12 @@ CASES = (
 
 @pytest.mark.parametrize("case", [case for case in CASES if LONG or case.short], ids=lambda case: case.name)
 def test_a_signal_loses_no_step(
-    case: Signalled, server: RankServer, tiny: Path, tmp_path: Path, record: Callable[..., None]
+    case: Signalled,
+    server: RankServer,
+    tiny: Path,
+    tmp_path: Path,
+    uninterrupted: Callable[..., str],
+    record: Callable[..., None],
 ) -> None:
     sections, ranks = KINDS[case.kind]
     sections = {**sections, "training": {**sections["training"], **case.training}}
@@ -106,7 +111,7 @@ def test_a_signal_loses_no_step(
     newest = next(iter(list_checkpoints(run.checkpoints)), None)
     good = newest is None or verify_checkpoint(newest).good
     reason = load_attempts(run)[0].reason
-    same = finish(server, run, ranks) == finish(server, create_tiny_run(tmp_path, "whole-1", tiny, **sections), ranks)
+    same = finish(server, run, ranks) == uninterrupted(sections, ranks)
     told = {"lost_steps": ended.lost_steps, "hung": ended.hung, "codes": ended.codes}
     record("signal", case.name, ours="saved, same result" if ended.saved and same else "not saved", **told)
     assert ended.saved, (ended, reason)
@@ -120,7 +125,13 @@ PLACES = ("on_step_begin", "on_substep_end", "on_step_end")
 @pytest.mark.parametrize("place", PLACES if LONG else PLACES[1:2])
 @pytest.mark.parametrize("kind", ["plain", "zero2"] if LONG else ["plain"])
 def test_interrupted_in_every_step(
-    kind: str, place: str, server: RankServer, tiny: Path, tmp_path: Path, record: Callable[..., None]
+    kind: str,
+    place: str,
+    server: RankServer,
+    tiny: Path,
+    tmp_path: Path,
+    uninterrupted: Callable[..., str],
+    record: Callable[..., None],
 ) -> None:
     """Ten steps, ten interruptions, two and a half epochs: at a step's begin, between its halves, at its end."""
     sections, ranks = KINDS[kind]
@@ -135,7 +146,7 @@ def test_interrupted_in_every_step(
         ended = interrupt(server, run, ranks, faults={0: [fault(place, step, TERM)]})
         assert ended.saved, (step, ended, load_attempts(run)[-1].reason)
         assert ended.lost_steps == 0
-    same = finish(server, run, ranks) == finish(server, create_tiny_run(tmp_path, "whole-1", tiny, **sections), ranks)
+    same = finish(server, run, ranks) == uninterrupted(sections, ranks)
     told = {"interruptions": len(load_attempts(run)) - 1, "lost_steps": 0, "hung": False}
     record("every step", f"{place}, {kind}", ours="same result" if same else "other result", **told)
     assert len(load_attempts(run)) == steps

@@ -148,6 +148,12 @@ def test_an_offline_cluster_is_told_before_the_queue(here: Path) -> None:
     assert "google/gemma-2-2b-it is not in" not in run(here, "check", "job.yaml", *settings).stdout
 
 
+def check_lengths(here: Path, *settings: str) -> tuple[str, list[str]]:
+    """What `check` says of the lengths of the rows."""
+    said = json.loads(run(here, "check", "job.yaml", "--json", *settings).stdout)
+    return said["time"]["row_lengths"], [text for text in said["warnings"] if "data.max_length" in text]
+
+
 def test_data_shows_what_is_masked_and_how_long_the_rows_are(tiny: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "a b c", "completion": " d"}, {"prompt": "a", "completion": " b c d e f g h i j k l m"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 5))
@@ -162,8 +168,15 @@ def test_data_shows_what_is_masked_and_how_long_the_rows_are(tiny: Path, tmp_pat
     assert (shown["rows"], shown["more"], shown["too_long"]) == (8, True, 4)
     assert sum(each["rows"] for each in shown["histogram"]) == 8
     assert shown["learned_tokens"] < shown["tokens"]
+    assert check_lengths(tmp_path) == ("partly counted", [])
     page = run(tmp_path, "data", "job.yaml").stdout
     assert "5 rows are longer than data.max_length 12: they are left out" in page
+    left_out = "data.train: 5 of 10 rows are longer than data.max_length 12: left out"
+    assert check_lengths(tmp_path) == ("counted", [left_out])
+    assert check_lengths(tmp_path, "--set", "data.max_length=64") == (
+        "counted",
+        ["no row is longer than 16 tokens: --set data.max_length=16 would need less memory"],
+    )
 
 
 def test_data_refuses_a_broken_file_and_an_unknown_split(tiny: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.train
 SPEC = Path(__file__).resolve().parents[2] / "jobs/tiny_gemma2.yaml"
 STEPS = 240
 EVERY = 20
+TOKENS = {"HF_TOKEN": "hf_neverWrittenAnywhere", "WANDB_API_KEY": "wandbNeverWrittenAnywhere"}
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Shell:
     runs: Path
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "LORA_JOBS_HOME": str(self.runs), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **TOKENS, "LORA_JOBS_HOME": str(self.runs), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "lora_jobs", *arguments]
         return subprocess.run(
             command, cwd=self.directory, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "LORA_JOBS_HOME": str(self.runs), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **TOKENS, "LORA_JOBS_HOME": str(self.runs), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "lora_jobs", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=self.directory, env=environment, text=True, **pipes)
@@ -63,10 +64,15 @@ def shell(tiny: Path, tmp_path: Path) -> Shell:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Hash of the adapter of a run that nothing interrupted."""
-    run = Shell(tiny, tmp_path_factory.mktemp("whole") / "runs").submit("--wait")
-    return hash_adapter(run)
+def whole_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing interrupted."""
+    return Shell(tiny, tmp_path_factory.mktemp("whole") / "runs").submit("--wait")
+
+
+@pytest.fixture(scope="module")
+def whole(whole_run: Run) -> str:
+    """Hash of its adapter."""
+    return hash_adapter(whole_run)
 
 
 def kill_everything(run: Run) -> None:
@@ -100,6 +106,14 @@ def submit_and_kill(shell: Shell) -> Run:
     kill_everything(run)
     assert not run.adapter.exists(), "killed too late to show anything"
     return run
+
+
+def test_no_token_of_the_shell_is_in_any_file_of_a_run(whole_run: Run) -> None:
+    """Scripts, specs, logs, what submitit pickled, checkpoints: everything that a run leaves."""
+    files = [path for path in whole_run.directory.parent.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for token in TOKENS.values():
+        assert [path for path in files if token.encode() in path.read_bytes()] == []
 
 
 def test_after_kill_9_resume_ends_with_the_same_adapter(shell: Shell, whole: str) -> None:

@@ -20,9 +20,8 @@ sys.path[:0] = [str(HERE.parent / "cluster"), str(HERE.parents[1])]
 from slurm_cluster import OTHER_ACCOUNT, SlurmCluster  # noqa: E402
 
 from lora_jobs.cluster.inventory import ASSOCIATION_FORMAT, QOS_FORMAT, SINFO_FORMAT  # noqa: E402
-from lora_jobs.cluster.parsers import SACCT_FORMAT, SPRIO_FORMAT, SQUEUE_FORMAT  # noqa: E402
+from lora_jobs.cluster.parsers import QUEUE_FORMAT, SACCT_FORMAT, SPRIO_FORMAT  # noqa: E402
 from lora_jobs.cluster.partition import NODES_FORMAT  # noqa: E402
-from lora_jobs.cluster.queue import QUEUE_FORMAT  # noqa: E402
 
 WHOLE_NODES = ("--nodes=2", "--gpus-per-node=4", "--time=00:30:00")
 ONE_GPU = ("--gpus-per-node=1", "--time=00:10:00")
@@ -79,7 +78,7 @@ def record_refusals(recorder: Recorder) -> None:
     held = recorder.submit("--hold", "--qos=boost_qos_one", *ONE_GPU)
     recorder.record("refused_submit_limit", "sbatch", "--qos=boost_qos_one", *ONE_GPU, script)
     recorder.cluster.call("scancel", held)
-    recorder.record("squeue_unknown", "squeue", "-h", "-o", SQUEUE_FORMAT, "-j", "99999")
+    recorder.record("squeue_unknown", "squeue", "-h", "-o", QUEUE_FORMAT, "-j", "99999")
     recorder.record("sprio_unknown", "sprio", "-h", "-o", SPRIO_FORMAT, "-j", "99999")
     recorder.record("scancel_unknown", "scancel", "99999")
     recorder.record("requeue_unknown", "scontrol", "requeue", "99999")
@@ -135,7 +134,7 @@ def record_waiting(recorder: Recorder) -> None:
     recorder.submit(*ONE_GPU, "--hold")
     recorder.submit(*ONE_GPU, "--begin=now+1hour")
     time.sleep(6)  # one round of the backfill scheduler: it fills in the expected starts
-    recorder.record("squeue", "squeue", "-h", "--states=all", "--sort=i", "-o", SQUEUE_FORMAT)
+    recorder.record("squeue", "squeue", "-h", "--states=all", "--sort=i", "-o", QUEUE_FORMAT)
     queue = ("env", "SLURM_BITSTR_LEN=0", "squeue", "-h", "--states=all", "--sort=i", "-o", QUEUE_FORMAT)
     recorder.record("queue", *queue)
     recorder.record("sprio", "sprio", "-h", "-o", SPRIO_FORMAT)
@@ -153,7 +152,7 @@ def record_failures(recorder: Recorder) -> None:
     cluster.stop_process("slurmdbd")
     recorder.record("sacct_down", "sacct", "-X", "-P", "-n", "-o", SACCT_FORMAT, "-j", "1")
     cluster.stop_process("slurmctld")
-    recorder.record("squeue_down", "squeue", "-h", "-o", SQUEUE_FORMAT)
+    recorder.record("squeue_down", "squeue", "-h", "-o", QUEUE_FORMAT)
     recorder.record("sprio_down", "sprio", "-h", "-o", SPRIO_FORMAT)
     recorder.record("refused_controller", "sbatch", "--test-only", *ONE_GPU, script)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lora_jobs.checkpoints import (
     refuse_drift,
 )
 from lora_jobs.checkpoints.drift import _RULES, find_rule
+from lora_jobs.checkpoints.inputs import WHOLE_BYTES, fingerprint_inputs, sample_file
 from lora_jobs.errors import RunError
 from lora_jobs.runs import Run, create_run
 from lora_jobs.spec import JobSpec, load_spec, parse_spec
@@ -182,3 +184,81 @@ def test_another_number_of_processes_names_the_choices() -> None:
     with pytest.raises(RunError, match=r"another number of processes: resources\.nodes: ") as raised:
         refuse_drift(drift, {})
     assert "`--gpus N` converts the checkpoint" in str(raised.value.hint)
+
+
+@pytest.fixture
+def modelled(tmp_path: Path) -> tuple[Run, Path, Path]:
+    """As `trained`, with the base model in a directory: (run, checkpoint, model)."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "gemma2", "transformers_version": "5.0"}')
+    (model / "tokenizer.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(1000))
+    run = create_run(
+        tmp_path / "runs", "tiny-1", {"spec.yaml": (DATA_SPEC % "rows.jsonl").replace("org/m", f"{model}")}
+    )
+    record_inputs(run, 1, load_spec(run.spec_path))
+    checkpoint = run.checkpoints / "checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 4, "epoch": 1.0}')
+    commit_checkpoint(checkpoint, step=4, world_size=1, metadata={"attempt": 1})
+    return run, checkpoint, model
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        ("config.json", '{"model_type": "gemma3"}', "model.config"),
+        ("config.json", "no JSON", "model.config"),
+        ("tokenizer.json", '{"version": "1.0"}', "model.tokenizer"),
+        ("chat_template.jinja", "{{ messages }}", "model.tokenizer"),
+        ("model.safetensors", "x" * 1000, "model.weights"),
+    ],
+)
+def test_the_same_path_with_another_base_model_is_refused(
+    modelled: tuple[Run, Path, Path], name: str, content: str, key: str
+) -> None:
+    run, checkpoint, model = modelled
+    spec = load_spec(run.spec_path)
+    assert find_run_drift(run, checkpoint, spec) == []
+    (model / name).write_text(content)
+    (drift,) = find_run_drift(run, checkpoint, spec)
+    assert (drift.key, drift.kind) == (key, "forbidden")
+    with pytest.raises(RunError, match=f"does not match the spec: {key}"):
+        refuse_drift([drift], {key: drift.present})
+
+
+def test_another_version_of_transformers_is_not_another_model(modelled: tuple[Run, Path, Path]) -> None:
+    run, checkpoint, model = modelled
+    (model / "config.json").write_text('{"transformers_version": "5.1", "model_type": "gemma2"}')
+    assert find_run_drift(run, checkpoint, load_spec(run.spec_path)) == []
+
+
+def test_a_model_of_the_hub_is_known_by_its_snapshot(
+    modelled: tuple[Run, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, model = modelled
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    spec = parse_spec(DATA_SPEC % "rows.jsonl", source="x.yaml")
+    assert fingerprint_inputs(spec) == {}
+    folder = tmp_path / "hub" / "models--org--m"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    shutil.copytree(model, folder / "snapshots" / "abc")
+    assert set(fingerprint_inputs(spec)) == {"model.weights", "model.config", "model.tokenizer"}
+
+
+def test_a_large_file_is_told_by_its_first_and_last_parts_too(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(WHOLE_BYTES + 1)
+    before = sample_file(path)
+    for place in (0, WHOLE_BYTES):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+        assert sample_file(path) != before
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"\0")
+    assert sample_file(path) == before

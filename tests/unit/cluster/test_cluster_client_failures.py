@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_jobs.cluster.client import JobAnswers, SubmissionTest, cancel_job, check_submission, find_jobs, requeue_job
+from lora_jobs.cluster.client import SubmissionTest, cancel_job, check_submission, requeue_job
+from lora_jobs.cluster.observation import Observation, observe_jobs
 from lora_jobs.errors import ClusterError, CommandError
 
 RECORDED = Path(__file__).parents[2] / "slurm_output" / "22.05"
@@ -42,35 +43,43 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 
 def load(name: str) -> str:
-    return (RECORDED / f"{name}.txt").read_text()
+    """A recorded answer; squeue's with the two columns that were not yet asked for when it was recorded."""
+    text = (RECORDED / f"{name}.txt").read_text()
+    rows = [line.split("|", 15) for line in text.splitlines()] if name == "squeue" else []
+    return "".join("|".join([*row[:15], "(null)|(null)", row[15]]) + "\n" for row in rows) or text
+
+
+def look(ids: list[str]) -> Observation:
+    return observe_jobs(ids, ranked=False)
 
 
 def test_one_call_each_answers_for_all_ids(fake: FakeSlurm):
     fake.answers("squeue", load("squeue"))
     fake.answers("sprio", load("sprio"))
     fake.answers("sacct", "77|COMPLETED|0:0|None|p|u|a|q|1|2026-01-01T00:00:00|Unknown|Unknown|5|1:00|1|n|old\n")
-    answers = find_jobs(["14", "15", "16_2", "77", "14", "not an id; rm -rf"])
-    assert {job_id: (job.state, job.source) for job_id, job in answers.jobs.items()} == {
+    answers = look(["14", "15", "16_2", "77", "14", "not an id; rm -rf"])
+    jobs = {job_id: sighting.job for job_id, sighting in answers.jobs.items()}
+    assert {job_id: (job.state, job.source) for job_id, job in jobs.items()} == {
         "14": ("RUNNING", "squeue"),
         "15": ("PENDING", "squeue"),
         "16_2": ("PENDING", "squeue"),
         "77": ("COMPLETED", "sacct"),
     }
-    assert {key: job.factors.priority for key, job in answers.jobs.items() if job.factors} == {"15": 5543, "16_2": 5371}
+    assert {key: job.factors.priority for key, job in jobs.items() if job.factors} == {"15": 5543, "16_2": 5371}
     assert answers.notes == ()
     assert fake.called() == ["squeue", "sprio", "sacct"]
 
 
 def test_no_question_without_ids(fake: FakeSlurm):
-    assert find_jobs([]) == JobAnswers({})
-    assert find_jobs(["../x"]) == JobAnswers({})
+    assert look([]) == Observation()
+    assert look(["../x"]) == Observation()
     assert fake.called() == []
 
 
 def test_no_slurm_at_all(fake: FakeSlurm):
-    assert find_jobs(["1"]) == JobAnswers(
-        {},
-        ("queue not readable: squeue is not on PATH", "past jobs not readable: sacct is not on PATH"),
+    assert look(["1"]) == Observation(
+        history={"1": ()},
+        notes=("queue not readable: squeue is not on PATH", "past jobs not readable: sacct is not on PATH"),
         queue_answered=False,
     )
 
@@ -78,7 +87,7 @@ def test_no_slurm_at_all(fake: FakeSlurm):
 def test_controller_and_database_down(fake: FakeSlurm):
     fake.answers("squeue", stderr=load("squeue_down"), status=1)
     fake.answers("sacct", stderr=load("sacct_down"), status=1)
-    answers = find_jobs(["1"])
+    answers = look(["1"])
     assert answers.jobs == {}
     assert [note.partition(" (Slurm")[0] for note in answers.notes] == [
         "queue not readable: Slurm's controller can't be reached",
@@ -89,47 +98,47 @@ def test_controller_and_database_down(fake: FakeSlurm):
 def test_controller_down_is_made_up_for_by_accounting(fake: FakeSlurm):
     fake.answers("squeue", stderr=load("squeue_down"), status=1)
     fake.answers("sacct", load("sacct"))
-    answers = find_jobs(["14"])
-    assert answers.jobs["14"].state == "RUNNING"
+    answers = look(["14"])
+    assert answers.jobs["14"].job.state == "RUNNING"
     assert len(answers.notes) == 1
 
 
 def test_unreadable_priority_leaves_the_job(fake: FakeSlurm):
     fake.answers("squeue", load("squeue"))
     fake.answers("sprio", stderr="You are not running a supported priority plugin\n", status=1)
-    answers = find_jobs(["15"])
-    assert (answers.jobs["15"].priority, answers.jobs["15"].factors) == (5543, None)
+    answers = look(["15"])
+    assert (answers.jobs["15"].job.priority, answers.jobs["15"].job.factors) == (5543, None)
     assert answers.notes == ("priority not readable: You are not running a supported priority plugin",)
 
 
 def test_job_that_started_between_the_two_questions(fake: FakeSlurm):
     fake.answers("squeue", load("squeue"))
     fake.answers("sprio", load("sprio_unknown"))
-    assert (find_jobs(["15"]).jobs["15"].factors, find_jobs(["15"]).notes) == (None, ())
+    assert (look(["15"]).jobs["15"].job.factors, look(["15"]).notes) == (None, ())
 
 
 def test_unknown_job_is_no_failure(fake: FakeSlurm):
     fake.answers("squeue", stderr=load("squeue_unknown"), status=1)
     fake.answers("sacct")
-    assert find_jobs(["99999"]) == JobAnswers({})
+    assert look(["99999"]) == Observation(history={"99999": ()})
 
 
 def test_accounting_that_lags_is_pointed_out(fake: FakeSlurm):
     fake.answers("squeue", stderr=load("squeue_unknown"), status=1)
     fake.answers("sacct", load("sacct"))
-    assert find_jobs(["14"]).notes == ("job 14: accounting still says RUNNING, the queue no longer holds it",)
+    assert look(["14"]).notes == ("job 14: accounting still says RUNNING, the queue no longer holds it",)
 
 
 def test_last_attempt_of_a_requeued_job_counts(fake: FakeSlurm):
     fake.answers("squeue", stderr=load("squeue_unknown"), status=1)
     fake.answers("sacct", load("sacct_duplicates"))
-    assert find_jobs(["12"]).jobs["12"].state == "COMPLETED"
+    assert look(["12"]).jobs["12"].job.state == "COMPLETED"
 
 
 def test_nonsense_is_quoted_in_a_note(fake: FakeSlurm):
     fake.answers("squeue", "<html>502</html>\n")
     fake.answers("sacct", "<html>503</html>\n")
-    assert find_jobs(["1"]).notes == (
+    assert look(["1"]).notes == (
         "queue not readable: squeue answered something that is no list of jobs: '<html>502</html>'",
         "past jobs not readable: sacct answered something that is no list of jobs: '<html>503</html>'",
     )

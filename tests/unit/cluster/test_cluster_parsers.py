@@ -9,15 +9,15 @@ import pytest
 from lora_jobs.cluster.parsers import (
     Factors,
     SlurmJob,
-    StartForecast,
     is_job_id,
-    match_job,
+    match_ids,
     parse_sacct,
     parse_sprio,
-    parse_squeue,
     parse_state,
     parse_submitted,
+    parse_tasks,
     parse_test_only,
+    read_queued_job,
 )
 from lora_jobs.errors import OutputError
 
@@ -28,8 +28,14 @@ def load(name: str) -> str:
     return (RECORDED / f"{name}.txt").read_text()
 
 
+def read_rows(text: str) -> list[SlurmJob]:
+    """Jobs of squeue.txt: recorded before the dependency and the reservation were asked for, ahead of the name."""
+    rows = [line.split("|", 15) for line in text.splitlines()]
+    return [read_queued_job([*row[:15], "(null)", "N/A", row[15]]) for row in rows]
+
+
 def test_squeue_of_every_state():
-    jobs = parse_squeue(load("squeue"))
+    jobs = read_rows(load("squeue"))
     assert [(job.job_id, job.state, job.reason) for job in jobs] == [
         ("8", "COMPLETED", None),
         ("9", "FAILED", "NonZeroExitCode"),
@@ -110,20 +116,20 @@ def test_sprio_with_tres_and_negative_nice():
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (load("test_only"), StartForecast("2026-11-20T19:59:57", 2, "lrdn[0001-0002]")),
+        (load("test_only"), "2026-11-20T19:59:57"),
         (
             "sbatch: Job 4 to start at 2026-01-02T03:04:05 a using 2 processors on nodes n1 in partition p",
-            StartForecast("2026-01-02T03:04:05", 2, "n1"),
+            "2026-01-02T03:04:05",
         ),
         (
             "welcome to the cluster\nsbatch: Job 4 to start at 2026-01-02T03:04:05 using 8 processors on lrdn0001",
-            StartForecast("2026-01-02T03:04:05", 8, "lrdn0001"),
+            "2026-01-02T03:04:05",
         ),
         ("sbatch: Job 4 to start at Unknown using 2 processors on nodes n1 in partition p", None),
         ("", None),
     ],
 )
-def test_test_only(text: str, wanted: StartForecast | None):
+def test_test_only(text: str, wanted: str | None):
     assert parse_test_only(text) == wanted
 
 
@@ -143,35 +149,35 @@ def test_state(text: str, wanted: str):
 
 def test_a_state_nobody_knows_is_shown_as_it_is():
     line = load("squeue").splitlines()[6].replace("RUNNING", "BOILING_OVER")
-    assert [(job.state, job.pending) for job in parse_squeue(line)] == [("BOILING_OVER", False)]
+    assert [(job.state, job.pending) for job in read_rows(line)] == [("BOILING_OVER", False)]
 
 
 def test_banner_lines_are_passed_over():
-    text = "*** maintenance on Monday | see motd ***\n\n" + load("squeue")
-    assert parse_squeue(text) == parse_squeue(load("squeue"))
+    text = "*** maintenance on Monday | see motd ***\n\n" + load("sacct")
+    assert parse_sacct(text) == parse_sacct(load("sacct"))
 
 
 @pytest.mark.parametrize("text", ["<html>502 Bad Gateway</html>\n", "1|2\n", "\x00\x01\x02|\n"])
 def test_garbage_is_quoted(text: str):
     with pytest.raises(OutputError) as caught:
-        parse_squeue(text)
+        parse_sacct(text)
     assert caught.value.line == text.splitlines()[0]
 
 
 def test_no_text_is_no_jobs():
-    assert (parse_squeue(""), parse_sacct("\n"), parse_sprio("")) == ([], [], {})
+    assert (parse_sacct("\n"), parse_sprio("")) == ([], {})
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("12\n", ("12", None)),
-        ("12;leonardo\n", ("12", "leonardo")),
-        ("Budget left: 100 h\n12;leonardo\n", ("12", "leonardo")),
-        ("12\nthank you for flying Slurm\n", ("12", None)),
+        ("12\n", "12"),
+        ("12;leonardo\n", "12"),
+        ("Budget left: 100 h\n13;leonardo\n", "13"),
+        ("12\nthank you for flying Slurm\n", "12"),
     ],
 )
-def test_submitted(text: str, wanted: tuple[str, str | None]):
+def test_submitted(text: str, wanted: str):
     assert parse_submitted(text) == wanted
 
 
@@ -189,7 +195,8 @@ def test_no_job_id_is_an_error_that_says_what_to_do():
         ("16_[0-3,7%2]", "16_2", True),
         ("16_[0-3,7%2]", "16_7", True),
         ("16_[0-3,7%2]", "16_5", False),
-        ("16_[0-20:5]", "16_3", True),  # Slurm's steps: any task in the range is taken
+        ("16_[0-20:5]", "16_15", True),
+        ("16_[0-20:5]", "16_3", False),
         ("16_[0-3,...]", "16_2", True),
         ("16_3", "16_3", True),
         ("16_3", "16_4", False),
@@ -197,8 +204,22 @@ def test_no_job_id_is_an_error_that_says_what_to_do():
         ("17_3", "16", False),
     ],
 )
-def test_match_job(row: str, job: str, wanted: bool):
-    assert match_job(row, job) is wanted
+def test_match_ids(row: str, job: str, wanted: bool):
+    assert match_ids(row, {job, "1", "1_2"}) == ([job] if wanted else [])
+
+
+def test_a_row_stands_for_all_of_its_tasks_and_their_array():
+    wanted = [f"12_{task}" for task in range(12)] + ["12", "13_5"]
+    assert match_ids("12_[5-9%2]", wanted) == ["12", "12_5", "12_6", "12_7", "12_8", "12_9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "tasks"),
+    [("[5-9]", {5, 6, 7, 8, 9}), ("[0-10:5,12%3]", {0, 5, 10, 12}), ("[3]", {3}), ("[1-2,...]", {1, 2}),
+     ("[x-3]", set()), ("[0-4:0]", {0, 1, 2, 3, 4})],
+)  # fmt: skip
+def test_tasks(text: str, tasks: set[int]):
+    assert parse_tasks(text) == tasks
 
 
 @pytest.mark.parametrize(

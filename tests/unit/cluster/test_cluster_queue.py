@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lora_jobs.cluster.inventory import parse_associations, parse_partitions, parse_qos, parse_sinfo
-from lora_jobs.cluster.parsers import parse_config, parse_sacct, parse_sprio, parse_squeue
+from lora_jobs.cluster.parsers import parse_config, parse_sacct, parse_sprio
 from lora_jobs.cluster.partition import PartitionView, parse_partition
 from lora_jobs.cluster.queue import Place, Waiting, count_gpus, find_places, fold_tasks, parse_queue
 from lora_jobs.cluster.reasons import explain_reason
@@ -162,7 +162,7 @@ def test_whatever_slurm_may_print_some_day_is_read_or_quoted_and_never_crashes(s
     good = load("22.05", "queue").splitlines()[1]
     parsers: dict[str, tuple[int, Callable[[str], object]]] = {
         "queue": (18, lambda text: parse_queue(text, ["1", "2", "12"], users=["root", ""])),
-        "squeue": (16, parse_squeue), "sacct": (17, parse_sacct), "sprio": (10, parse_sprio),
+        "sacct": (17, parse_sacct), "sprio": (10, parse_sprio),
         "sinfo": (9, parse_sinfo), "nodes": (8, parse_partition), "partitions": (1, parse_partitions),
         "reservations": (1, parse_reservations), "qos": (9, parse_qos), "associations": (9, parse_associations),
         "config": (1, parse_config),

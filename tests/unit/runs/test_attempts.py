@@ -126,7 +126,7 @@ def test_records_of_other_versions(run: Run) -> None:
 def test_submissions_come_back(run: Run) -> None:
     assert load_submissions(run) == []
     submissions = [
-        Submission("12", "slurm", 1.5, "login01", cluster="leonardo"),
+        Submission("12", "slurm", 1.5, "login01"),
         Submission("4711", "local", 2.5, "here", pid_created_at=2.25),
     ]
     for submission in submissions:

@@ -217,6 +217,7 @@ def test_the_exact_job_id_goes_before_the_array_s(root: Path) -> None:
     make(root, "a-1", at=100, jobs=("12_1",))
     make(root, "a-2", at=200, jobs=("12_2",))
     assert [find_run(job, root).id for job in ("12_1", "12_2", "12")] == ["a-1", "a-2", "a-2"]
+    assert [find_run(job, root).id for job in ("12_[1-2%1]", "12_[0-10:5]")] == ["a-2", "a-2"]
 
 
 @pytest.mark.parametrize(

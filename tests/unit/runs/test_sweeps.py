@@ -34,7 +34,7 @@ from lora_jobs.runs import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-ARRAY = Submission("4711", "slurm", 5.0, "login", cluster="leo")
+ARRAY = Submission("4711", "slurm", 5.0, "login")
 
 
 def make_sweep(root: Path, tasks: int = 3) -> Sweep:
@@ -94,7 +94,7 @@ def test_the_array_is_recorded_in_every_run(tmp_path: Path):
     record_array(sweep, ARRAY)
     for number, run in enumerate(sweep.runs):
         (found,) = load_submissions(run)
-        assert found == Submission(f"4711_{number}", "slurm", 5.0, "login", cluster="leo")
+        assert found == Submission(f"4711_{number}", "slurm", 5.0, "login")
 
 
 def test_a_record_that_was_cut_off_is_made_up_from_the_sweeps_own(tmp_path: Path):

@@ -9,9 +9,10 @@ from lora_jobs.sizing.duration import (
     SPEEDS,
     Rows,
     Work,
+    count_row_tokens,
     count_work,
     estimate_duration,
-    measure_rows,
+    keep_rows,
     step_flops,
     sustained_flops,
 )
@@ -88,8 +89,14 @@ def test_precision_decides_the_peak():
 
 
 def test_rows_longer_than_max_length_are_left_out():
-    assert measure_rows([35, 70, 3500], 100) == Rows((22, 32))
-    assert measure_rows([35000], 100) is None
+    tokens = [count_row_tokens(characters) for characters in (35, 70, 3500)]
+    assert keep_rows(tokens, 100) == Rows((22, 32), too_long=1)
+    assert keep_rows([101], 100) is None
+
+
+def test_what_the_tokenizer_counted_is_no_guess():
+    found = [keep_rows([10, 20, 300], 100, counted=counted) for counted in (0, 2, 3)]
+    assert [rows.basis for rows in found if rows] == ["guessed", "partly counted", "counted"]
 
 
 def test_the_longest_of_a_batch():

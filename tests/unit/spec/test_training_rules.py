@@ -44,6 +44,21 @@ def build(changes: dict[str, Any]) -> JobSpec:
             "a list of names",
         ),
         ({"lora.init_lora_weights": "orthogonal", "lora.r": 3}, "lora.init_lora_weights", "an even r, which is 3"),
+        ({"model.low_cpu_mem_usage": False}, "model.low_cpu_mem_usage", "knows no other way of loading"),
+        (
+            {"model.device_map": "auto", "resources.gpus_per_node": 2},
+            "model.device_map",
+            "for one process without DeepSpeed",
+        ),
+        ({"model.device_map": "auto", "deepspeed.zero_stage": 2}, "model.device_map", "leave it out"),
+        ({"training.final_metrics": ["bleu"], "data.eval": None}, "training.final_metrics", "needs data.eval"),
+        ({"training.targets": {"bleu": 18}}, "training.targets", "bleu is not measured"),
+        ({"data.packing": True, "training.trainer": "transformers"}, "data.packing", "needs training.trainer: trl"),
+        (
+            {"training.lr_scheduler_type": "linear", "training.lr_scheduler_kwargs.num_cycles": 2},
+            "training.lr_scheduler_kwargs",
+            "num_cycles: not known to linear, which takes none",
+        ),
         ({"lora.init_lora_weights": "pissa"}, "lora.init_lora_weights", "gaussian"),
     ],
 )

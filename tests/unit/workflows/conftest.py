@@ -1,4 +1,4 @@
-"""A cluster of programs that answer what was recorded: they say they are fakes by being in a test's own directory."""
+"""A cluster of programs that answer what was recorded; each says in its first line that it is a fake."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ class FakeCluster:
 
     def answer(self, name: str, *cases: tuple[str, str], status: int = 0, stderr: bool = False) -> None:
         """`name` prints the text of the first case whose words stand in its arguments; each "" matches all."""
-        lines = ["#!/bin/sh", f'echo "{name} $*" >> {self.directory}/calls', 'case "$*" in']
+        lines = [
+            "#!/bin/sh",
+            "# A fake of a Slurm program, for tests.",
+            f'echo "{name} $*" >> {self.directory}/calls',
+            'case "$*" in',
+        ]
         for number, (words, text) in enumerate(cases):
             file = self.directory / f"{name}.{number}.txt"
             file.write_text(text if text.endswith("\n") or not text else f"{text}\n")

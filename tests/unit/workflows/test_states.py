@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lora_jobs.cluster.parsers import SlurmJob, parse_squeue
+from lora_jobs.cluster.parsers import SlurmJob, read_queued_job
 from lora_jobs.runs import Attempt, Submission, is_ended
 from lora_jobs.workflows.states import BROKEN_ADAPTER, Evidence, resolve_state
 
@@ -23,9 +23,8 @@ def attempt(state: str = "RUNNING", *, reason: str | None = None, job_id: str = 
 
 
 def job(state: str, reason: str | None = None) -> SlurmJob:
-    row = "7|PENDING|Priority|boost|me|proj|normal|10|2026-11-20T10:00:00|N/A|0:00|1:00:00|1|(null)||run-1"
-    (parsed,) = parse_squeue(row)
-    return replace(parsed, state=state, reason=reason)
+    row = "7|PENDING|Priority|boost|me|p|normal|10|2026-11-20T10:00:00|N/A|0:00|1:00:00|1|(null)||(null)|(null)|run-1"
+    return replace(read_queued_job(row.split("|")), state=state, reason=reason)
 
 
 SAVED = attempt("SAVED", reason="saved after SIGUSR2")
