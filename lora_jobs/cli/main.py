@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lora_jobs import __version__
-from lora_jobs.cli import commands_data, commands_report, commands_sweep
+from lora_jobs.cli import commands_data, commands_export, commands_init, commands_report, commands_sweep
 from lora_jobs.cli.screen import clean_log, error_to_json, print_json, say, show_error, show_rows, warn
 from lora_jobs.errors import ClusterError, LoraJobsError, RunError, SpecError
 
@@ -58,16 +58,7 @@ def _options(
         say(context.get_help())
 
 
-@app.command()
-def init(path: Annotated[Path, typer.Argument(metavar="[NAME]")] = Path("job.yaml")) -> None:
-    """Write a commented spec to start from."""
-    from lora_jobs.workflows.starting import init_spec
-
-    if not path.name:
-        raise SpecError("init needs a name for the spec", hint="lora-jobs init my_job")
-    written = init_spec(path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml"))
-    say(f"wrote {written}")
-    say(f"next: edit model and data in it, then lora-jobs check {written}")
+app.command()(commands_init.init)
 
 
 @app.command()
@@ -421,6 +412,7 @@ def init_environment(
 
 app.command()(commands_sweep.compare)
 app.command()(commands_report.report)
+app.command()(commands_export.export)
 
 
 def run() -> None:

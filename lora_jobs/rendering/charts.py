@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,17 +14,18 @@ Point = tuple[float, float | None]
 
 MOST_POINTS = 600
 SMOOTH_FROM = 80
-"""Curves of more points than this are drawn faint, under their running mean."""
+"""Noisy curves of more points than this are drawn faint, under their running mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One curve: `role` chooses its colour, `dots` marks every point."""
+    """One curve: `role` chooses its colour, `dots` marks every point; a `noisy` one gets a running mean."""
 
     name: str
     role: str
     points: tuple[Point, ...]
     dots: bool = False
+    noisy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def build_chart(
     from_zero: bool = False,
 ) -> Chart | None:
     """The chart of these series; None where there is no point to draw. Values that are not finite break a curve."""
-    kept = [Series(one.name, one.role, clean_points(one.points), one.dots) for one in series]
+    kept = [replace(one, points=clean_points(one.points)) for one in series]
     kept = [one for one in kept if any(y is not None for _, y in one.points)]
     if not kept:
         return None
@@ -115,7 +116,7 @@ def draw_series(series: Series, place: Callable[[tuple[float, float]], tuple[flo
     count = sum(len(piece) for piece in pieces)
     path = "".join(draw_line([place(point) for point in thin_points(piece)]) for piece in pieces)
     dots = "".join(draw_dot(place(point)) for piece in pieces for point in piece) if series.dots else ""
-    if series.dots or count <= SMOOTH_FROM:
+    if not series.noisy or count <= SMOOTH_FROM:
         return [Curve(series.name, series.role, path, dots)]
     smooth = [thin_points(average_points(piece, max(5, count // 40))) for piece in pieces]
     mean = "".join(draw_line([place(point) for point in piece]) for piece in smooth)

@@ -35,7 +35,7 @@ def draw_charts(rows: Sequence[dict[str, Any]], predicted: Prediction) -> tuple[
         build_chart(
             "Loss",
             [
-                Series("training", "train", select(train, "loss")),
+                Series("training", "train", select(train, "loss"), noisy=True),
                 Series("held out", "eval", select(held_out, "eval_loss"), dots=True),
             ],
             x_label="step",
@@ -50,7 +50,7 @@ def draw_charts(rows: Sequence[dict[str, Any]], predicted: Prediction) -> tuple[
         ),
         build_chart(
             "Throughput",
-            [Series("tokens/s", "speed", select(train, "tokens_per_second"))],
+            [Series("tokens/s", "speed", select(train, "tokens_per_second"), noisy=True)],
             x_label="step",
             format_y=format_number,
             from_zero=True,

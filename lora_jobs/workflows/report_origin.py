@@ -134,7 +134,8 @@ def describe_git(git: Mapping[str, Any]) -> str:
     if not git:
         return ""
     changed = len(read_list(git, "changed"))
-    dirty = f"{changed} file(s) changed and not committed" if changed else "clean"
+    dirty = "clean" if not changed else "1 file" if changed == 1 else f"{changed} files"
+    dirty += " changed and not committed" if changed else ""
     return join(git.get("commit") or "no commit yet", git.get("branch"), git.get("remote"), dirty)
 
 

@@ -54,7 +54,7 @@ def test_a_broken_environment_stands_beside_the_others(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["null", "yes", "a.b", "true"])
 def test_a_name_that_yaml_takes_for_something_else_is_quoted(name: str, tmp_path: Path):
-    assert load_spec(init_spec(tmp_path / f"{name}.yaml")).name == name
+    assert load_spec(init_spec(tmp_path / f"{name}.yaml").path).name == name
 
 
 @pytest.mark.parametrize("name", ["a b", "x: y", "1abc", '"q', "é"])
@@ -66,7 +66,7 @@ def test_a_name_that_can_be_no_job_s_writes_nothing(name: str, tmp_path: Path):
 
 def test_a_number_where_text_is_wanted_shows_the_shell_s_quotes(tmp_path: Path):
     with pytest.raises(SpecError) as caught:
-        load_spec(init_spec(tmp_path / "a.yaml"), ["resources.time=10"])
+        load_spec(init_spec(tmp_path / "a.yaml").path, ["resources.time=10"])
     assert caught.value.problems[0].message.endswith("""in a shell: --set 'resources.time="10"')""")
     assert load_spec(tmp_path / "a.yaml", ['resources.time="10"']).resources.time == "10"
 
@@ -78,3 +78,15 @@ def test_a_log_s_half_written_character_is_not_cut(tmp_path: Path, monkeypatch: 
     assert list(read_log("a-1")) == ["Schritt f�"]
     (run.logs / "attempt-1.out").write_bytes("Schritt für".encode())
     assert list(read_log("a-1")) == ["Schritt für"]
+
+
+def test_what_the_libraries_refuse_names_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from lora_jobs.cli.screen import show_error
+    from lora_jobs.errors import Problem, SpecError
+
+    one, other = Problem("training.fp16", "needs a GPU"), Problem("lora.r", "is 0")
+    show_error(SpecError("needs a GPU", problems=[one]))
+    show_error(SpecError("needs a GPU; is 0", problems=[one, other]))
+    assert capsys.readouterr().err == (
+        "error: training.fp16: needs a GPU\nerror: needs a GPU; is 0\n  training.fp16: needs a GPU\n  lora.r: is 0\n"
+    )

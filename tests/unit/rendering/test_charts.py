@@ -91,7 +91,7 @@ def test_thinning_keeps_every_peak_and_the_order() -> None:
 
 def test_a_long_curve_is_faint_under_its_running_mean() -> None:
     points = tuple((float(x), float(x % 2)) for x in range(200))
-    chart = build_chart("Loss", [Series("training", "train", points)], x_label="step", format_y=show)
+    chart = build_chart("Loss", [Series("training", "train", points, noisy=True)], x_label="step", format_y=show)
     assert chart is not None
     assert [(curve.name, curve.faint) for curve in chart.curves] == [("training", True), ("training, mean", False)]
     assert average_points([(0.0, 2.0), (1.0, 4.0), (2.0, 6.0), (3.0, 8.0)], 2) == [(0, 2), (1, 3), (2, 5), (3, 7)]
