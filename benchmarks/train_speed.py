@@ -1,9 +1,11 @@
-"""Tokens per second and peak memory of our training loop beside the Trainer + PEFT script that a user would write.
+"""Speed and peak memory of our training loop beside the scripts that a user would write.
 
-    python benchmarks/train_speed.py [--pairs 3] [--steps 16]
+    python benchmarks/train_speed.py [--pairs 3] [--steps 16] [--model small]
 
-Same model (random weights, a Llama with SmolLM2's vocabulary), rows, tokens, batches, precision and machine. Each run
-is a process of its own, and the order alternates. On a GPU both use bf16. Writes benchmarks/results/train_speed.json.
+Without a GPU: a small Llama with SmolLM2's vocabulary beside a plain Trainer + PEFT script. With one: Gemma 3 1B and
+Llama 3.2 3B in bf16, beside TRL's own SFT script, too, with the share of the GPU's peak that the model's FLOPs reach.
+Random weights; the same rows, tokens, batches, precision and machine. Each run is a process of its own, and the order
+alternates. Writes benchmarks/results/train_speed_DEVICE.json.
 """
 
 from __future__ import annotations
@@ -17,31 +19,56 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-RESULT = Path(__file__).parent / "results" / "train_speed.json"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RESULTS = Path(__file__).parent / "results"
 WARM_UP_STEPS = 3
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
     "num_attention_heads": 6, "num_key_value_heads": 3, "tie_word_embeddings": True, "max_position_embeddings": 1024,
 }  # fmt: skip
-BATCH, LENGTH = 4, 160
+BATCH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model: by the name of its shape (None: SHAPE), and how often a row says its caption."""
+
+    shape: str | None
+    captions: int
+
+
+CASES = {
+    "small": Case(None, 6),
+    "gemma-3-1b": Case("google/gemma-3-1b-it", 48),
+    "llama-3.2-3b": Case("meta-llama/Llama-3.2-3B", 48),
+}
+SCRIPTS = {"cpu": ("plain", "transformers", "trl"), "cuda": ("plain", "sft", "transformers", "trl")}
+"""plain and sft are a user's scripts; transformers and trl are ours, by training.trainer."""
+
 VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate")
 
 
-def make_inputs(root: Path) -> None:
-    """A random model with a tokenizer, and rows of about LENGTH tokens, half of them prompt."""
+def make_inputs(root: Path, case: Case) -> None:
+    """A random model with a tokenizer, and rows of about 160 or 1,000 tokens."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from lora_jobs.training.tiny import build_rows, build_tokenizer, write_rows
+    from lora_jobs.training.trace.build import load_config
 
-    rows = [{"prompt": row["svg"], "completion": " " + f"{row['caption']} " * 6} for row in build_rows()]
+    rows = [{"prompt": row["svg"], "completion": " " + f"{row['caption']} " * case.captions} for row in build_rows()]
     build_tokenizer(row["prompt"] for row in rows).save_pretrained(root / "model")
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).save_pretrained(root / "model")
+    config = LlamaConfig(**SHAPE) if case.shape is None else load_config(case.shape)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(root / "model")
     write_rows(root / "train.jsonl", rows)
 
 
@@ -53,7 +80,7 @@ def build_values(root: Path, steps: int, trainer: str) -> dict[str, Any]:
         "name": "speed",
         "model": {"name_or_path": str(root / "model"), "dtype": "bfloat16" if cuda else "float32"},
         "lora": {"r": 16},
-        "data": {"train": str(root / "train.jsonl"), "max_length": LENGTH * 4},
+        "data": {"train": str(root / "train.jsonl"), "max_length": 4096},
         "training": {
             "trainer": trainer, "per_device_train_batch_size": BATCH, "max_steps": steps, "bf16": cuda,
             "activation_checkpointing": False, "optim": "adamw_torch", "save_steps": 10_000, "report_to": [],
@@ -81,50 +108,89 @@ def run_ours(root: Path, directory: Path, steps: int, trainer: str) -> None:
     finish([row["time"] for row in rows], rows[-1]["loss"])
 
 
-def run_plain(root: Path, directory: Path, steps: int) -> None:
-    """What the guides of transformers and PEFT show: Trainer, get_peft_model, the stock loss."""
+def load_base(root: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return AutoModelForCausalLM.from_pretrained(root / "model", dtype=dtype)
+
+
+def build_options(directory: Path, steps: int) -> dict[str, Any]:
+    """What both scripts say, by TrainingArguments' names."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(directory), "per_device_train_batch_size": BATCH, "max_steps": steps, "learning_rate": 2e-4,
+        "bf16": cuda, "use_cpu": not cuda, "lr_scheduler_type": "cosine", "logging_steps": 1, "save_strategy": "no",
+        "report_to": "none", "optim": "adamw_torch", "disable_tqdm": True, "seed": 42,
+        "activation_checkpointing": False,
+    }  # fmt: skip
+
+
+def build_clock(times: list[float]) -> Any:
+    """A callback that writes down when each step was logged."""
     import time
 
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        DataCollatorForSeq2Seq,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-        set_seed,
-    )
-
-    from lora_jobs.spec import parse_spec
-    from lora_jobs.training.data import load_examples
-
-    times: list[float] = []
+    from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc] # transformers has no types
         def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
             times.append(time.time()) if "loss" in logs else None
 
-    cuda = torch.cuda.is_available()
-    torch.set_num_threads(os.cpu_count() or 1)
+    return Clock()
+
+
+def build_lora() -> Any:
+    from peft import LoraConfig
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules=targets)
+
+
+def run_plain(root: Path, directory: Path, steps: int) -> None:
+    """What the guides of transformers and PEFT show: Trainer, get_peft_model, the stock loss."""
+    from peft import get_peft_model
+    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
+
+    from lora_jobs.spec import parse_spec
+    from lora_jobs.training.data import load_examples
+
     set_seed(42)
     data = parse_spec(json.dumps(build_values(root, steps, "transformers")), source="speed").data
     tokenizer = AutoTokenizer.from_pretrained(root / "model")
-    base = AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.bfloat16 if cuda else torch.float32)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules=targets))
-    args = TrainingArguments(
-        output_dir=str(directory), per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=2e-4, bf16=cuda,
-        lr_scheduler_type="cosine", logging_steps=1, save_strategy="no", report_to="none", use_cpu=not cuda,
-        optim="adamw_torch", disable_tqdm=True, seed=42,
-    )  # fmt: skip
-    examples = load_examples(data.train, data, tokenizer).dataset
-    collator = DataCollatorForSeq2Seq(tokenizer)
-    trainer = Trainer(model=model, args=args, train_dataset=examples, data_collator=collator, callbacks=[Clock()])
+    times: list[float] = []
+    trainer = Trainer(
+        model=get_peft_model(load_base(root), build_lora()),
+        args=TrainingArguments(**build_options(directory, steps)),
+        train_dataset=load_examples(data.train, data, tokenizer).dataset,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[build_clock(times)],
+    )
     trainer.train()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    finish(times, losses[-1])
+    finish(times, [row["loss"] for row in trainer.state.log_history if "loss" in row][-1])
+
+
+def run_sft(root: Path, directory: Path, steps: int) -> None:
+    """What TRL's guide shows: SFTTrainer on rows of prompt and completion, with a LoraConfig."""
+    from datasets import load_dataset
+    from transformers import AutoTokenizer, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    set_seed(42)
+    times: list[float] = []
+    trainer = SFTTrainer(
+        model=load_base(root),
+        args=SFTConfig(**build_options(directory, steps), max_length=4096),
+        train_dataset=load_dataset("json", data_files=str(root / "train.jsonl"), split="train"),
+        processing_class=AutoTokenizer.from_pretrained(root / "model"),
+        peft_config=build_lora(),
+        callbacks=[build_clock(times)],
+    )
+    trainer.train()
+    finish(times, [row["loss"] for row in trainer.state.log_history if "loss" in row][-1])
 
 
 def finish(times: list[float], loss: float) -> None:
@@ -153,11 +219,11 @@ def measure(root: Path, kind: str, steps: int) -> dict[str, float]:
     return dict(json.loads(lines[-1].removeprefix("ANSWER ")))
 
 
-def compare(root: Path, pairs: int, steps: int) -> dict[str, Any]:
+def compare(root: Path, kinds: Sequence[str], pairs: int, steps: int) -> dict[str, Any]:
     """Every kind in turn, `pairs` times; medians, and ratios to the plain script (above 1: ours is better)."""
-    found: dict[str, list[dict[str, float]]] = {"plain": [], "transformers": [], "trl": []}
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for number in range(pairs):
-        for kind in list(found) if number % 2 == 0 else reversed(found):
+        for kind in kinds if number % 2 == 0 else reversed(kinds):
             found[kind].append(measure(root, kind, steps))
             print(kind, found[kind][-1], flush=True)
     rows = {kind: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for kind, runs in found.items()}
@@ -168,39 +234,67 @@ def compare(root: Path, pairs: int, steps: int) -> dict[str, Any]:
     return rows
 
 
+def add_speeds(rows: dict[str, Any], root: Path, case: Case, device: str) -> None:
+    """Tokens per second; on a GPU that the table knows also the model FLOPs utilisation, recomputation not counted."""
+    from transformers import AutoTokenizer
+
+    from lora_jobs.sizing import find_shape
+    from lora_jobs.sizing.duration import SPEEDS, TERA, step_flops
+    from lora_jobs.spec import parse_spec
+    from lora_jobs.training.data import load_examples
+
+    spec = parse_spec(json.dumps(build_values(root, 1, "transformers")), source="speed")
+    lengths = load_examples(spec.data.train, spec.data, AutoTokenizer.from_pretrained(root / "model")).dataset
+    tokens = statistics.fmean(len(row["input_ids"]) for row in lengths)
+    peak = next((speed.half * TERA for name, speed in SPEEDS.items() if name.split("-")[0] in device), None)
+    for row in rows.values():
+        row["tokens_per_second"] = round(BATCH * tokens / row["step_seconds"], 1)
+        if case.shape is not None and peak is not None:
+            flops = step_flops(spec, find_shape(case.shape), tokens)
+            row["model_flops_utilisation"] = round(row["tokens_per_second"] * flops / peak, 4)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--child", choices=("plain", "transformers", "trl"))
-    parser.add_argument("--root", type=Path)
-    parser.add_argument("--directory", type=Path)
+    parser.add_argument("--model", choices=list(CASES), help="left out: small without a GPU, else the two others")
+    parser.add_argument("--child", choices=("plain", "sft", "transformers", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child == "plain":
-        run_plain(options.root, options.directory, options.steps)
+    if options.child in ("plain", "sft"):
+        {"plain": run_plain, "sft": run_sft}[options.child](options.root, options.directory, options.steps)
         return
     if options.child:
         run_ours(options.root, options.directory, options.steps, options.child)
         return
-    with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        make_inputs(root)
-        rows = compare(root, options.pairs, options.steps)
     import torch
 
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.cuda.get_device_name() if kind == "cuda" else "cpu"
+    models = [options.model] if options.model else ["small"] if kind == "cpu" else list(CASES)[1:]
     result = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device,
         "processors": os.cpu_count(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},
-        "shape": {**SHAPE, "batch": BATCH},
+        "batch": BATCH,
         "pairs": options.pairs,
         "steps": options.steps,
-        "rows": rows,
+        "models": {},
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(rows, indent=2))
+    for name in models:
+        with tempfile.TemporaryDirectory() as directory:
+            root = Path(directory)
+            make_inputs(root, CASES[name])
+            rows = compare(root, SCRIPTS[kind], options.pairs, options.steps)
+            add_speeds(rows, root, CASES[name], device)
+        result["models"][name] = rows
+        path = RESULTS / f"train_speed_{device.replace(' ', '_')}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(name, json.dumps(rows, indent=2), flush=True)
 
 
 if __name__ == "__main__":

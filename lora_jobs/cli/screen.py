@@ -128,9 +128,12 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def show_error(error: LoraJobsError) -> None:
     """What, where, seen versus wanted, and the next step."""
-    warn(f"error: {error.message}", style="bold red")
-    for problem in getattr(error, "problems", ()):
-        if problem.message == error.message and problem.line is None:
+    problems = getattr(error, "problems", ())
+    same = [problem for problem in problems if problem.message == error.message and problem.line is None]
+    place = next((f"{problem.path}: " for problem in same if problem.path), "")
+    warn(f"error: {place}{error.message}", style="bold red")
+    for problem in problems:
+        if problem in same:
             continue
         where = f"line {problem.line}: " if problem.line else ""
         warn(f"  {where}{problem.path}: {problem.message}" if problem.path else f"  {where}{problem.message}", style="")

@@ -74,6 +74,11 @@ def _find_file_problems(key: str, path: Path, data_format: str) -> list[Problem]
     try:
         for number, row in _iterate_numbered(path):
             rows += 1
+            if rows == 1 and isinstance(row, dict) and (fitting := find_fitting_format(row, data_format)) is not None:
+                keys = " and ".join(KEYS_OF_FORMAT[fitting])
+                return [
+                    Problem("data.format", f"is {data_format}, but the rows of {shown} have {keys}: wanted {fitting}")
+                ]
             faults = [row] if isinstance(row, str) else find_row_faults(row, data_format)
             found.extend(Problem(key, f"{shown} {_word(path)} {number}: {fault}") for fault in faults)
             if len(found) >= MAX_PROBLEMS:
@@ -118,6 +123,13 @@ def _parse_row(line: bytes) -> dict[str, Any] | str:
     except (ValueError, RecursionError) as error:
         return f"not usable JSON: {show_key(str(error))}"
     return row if isinstance(row, dict) else f"wanted an object with keys, got {show_value(row)}"
+
+
+def find_fitting_format(row: dict[str, Any], data_format: str) -> str | None:
+    """The format that a row has all keys of, where it lacks every key of the one that is asked for."""
+    if any(key in row for key in KEYS_OF_FORMAT[data_format]):
+        return None
+    return next((name for name, keys in KEYS_OF_FORMAT.items() if all(key in row for key in keys)), None)
 
 
 def find_row_faults(row: dict[str, Any], data_format: str) -> list[str]:

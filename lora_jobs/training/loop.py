@@ -88,13 +88,14 @@ def run_training(
         ):
             start = other or resume_from
             trainer.train(resume_from_checkpoint=str(start) if start else None)
+        if args.load_best_model_at_end:
+            load_best_weights(trainer, run, agreement, recorder)
+        return finish_run(trainer, run, spec, agreement, recorder, metadata=facts)
     finally:
+        # Last: the evaluation of the finished adapter is reported, too.
         close_reports()
         if recorder is not None:
             recorder.learn_constants(facts["device"], facts["world_size"])
-    if args.load_best_model_at_end:
-        load_best_weights(trainer, run, agreement, recorder)
-    return finish_run(trainer, run, spec, agreement, recorder, metadata=facts)
 
 
 def leave_if_asked(agreement: Agreement, stop: StopFlag, recorder: Recorder | None) -> None:

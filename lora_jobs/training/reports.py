@@ -45,7 +45,14 @@ def place_reports(run: Run, environment: MutableMapping[str, str]) -> None:
 
 
 def close_reports() -> None:
-    """Let W&B write what it holds: an attempt that ends by a signal leaves no time at the interpreter's exit."""
+    """Let W&B write what it holds: an attempt that ends by a signal leaves no time at the interpreter's exit.
+
+    What a tracker makes of it is never the end of a run.
+    """
     wandb = sys.modules.get("wandb")
-    if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish(quiet=True)
+    if wandb is None or getattr(wandb, "run", None) is None:
+        return
+    try:
+        wandb.finish()
+    except Exception as error:  # noqa: BLE001 - another project's code, after the training
+        print(f"lora-jobs: W&B did not end well: {error}", file=sys.stderr, flush=True)

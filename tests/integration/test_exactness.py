@@ -27,6 +27,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "tiny_gemma3": {"use_rslora": True},
     "tiny_llama": {"use_dora": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 4}},
     "tiny_qwen2": {"modules_to_save": ["lm_head"], "bias": "none"},
+    "tiny_gemma2, two copies": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "tiny_mistral": {"init_lora_weights": "gaussian", "layers_to_transform": [0, 2]},
 }
 
@@ -45,7 +46,7 @@ def test_a_familys_adapter_reloads_and_merges_exactly(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    path = str(tiny / "models" / name)
+    path = str(tiny / "models" / name.partition(",")[0])
     training = {"max_steps": 3, "save_steps": 3, "activation_checkpointing": True}
     model = {"name_or_path": path, "attn_implementation": "eager"}
     run = make_run("family-1", model=model, lora={"target_modules": SEVEN, **ADAPTERS[name]}, training=training)
@@ -90,13 +91,13 @@ def test_accumulated_batches_train_as_one_whole_batch(
             assert norm == pytest.approx(wanted_norm, rel=2e-3)
 
 
-def test_a_step_of_a_thousand_batches(ranks: RankServer, make_run: Callable[..., Run], tmp_path: Path) -> None:
-    """One optimizer step of 1,024 single rows is a step of 16 batches of 64 of them."""
-    rows = "".join(json.dumps({"text": f"{'word ' * (1 + number % 3)}{number % 7}"}) + "\n" for number in range(1024))
+def test_a_step_of_two_thousand_batches(ranks: RankServer, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    """One optimizer step of 2,048 single rows is a step of 16 batches of 128 of them."""
+    rows = "".join(json.dumps({"text": f"{'word ' * (1 + number % 3)}{number % 7}"}) + "\n" for number in range(2048))
     (tmp_path / "train.jsonl").write_text(rows)
     data = {"train": str(tmp_path / "train.jsonl"), "eval": None, "format": "text", "instruction": None}
     found = []
-    for number, (batch, accumulation) in enumerate([(1, 1024), (64, 16)], start=1):
+    for number, (batch, accumulation) in enumerate([(1, 2048), (128, 16)], start=1):
         training = {
             "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation,
             "max_steps": 1, "save_steps": 1,
@@ -169,6 +170,49 @@ def test_tensorboard_holds_every_step_also_of_a_resumed_run(ranks: RankServer, m
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
     assert [event.step for event in events.Scalars("eval/loss")][:2] == [0, 2]
+
+
+def test_wandb_keeps_its_records_in_the_run_where_there_is_no_internet(
+    ranks: RankServer, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The real client, offline: every step and every evaluation, that of the finished adapter too."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    run = make_run("board-1", training={"max_steps": 2, "report_to": ["wandb"]})
+    environment = {"WANDB_MODE": "offline", "HOME": str(tmp_path)}
+    assert ranks.start(run, 1, **environment).wait() == [0], read_logs(run)
+    (path,) = run.directory.glob("wandb/offline-run-*-board-1/run-board-1.wandb")
+    store = DataStore()
+    store.open_for_scan(str(path))
+    keys = []
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        keys += [item.nested_key[0] if item.nested_key else item.key for item in record.history.item]
+    assert keys.count("train/loss") == 2
+    assert keys.count("eval/loss") == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "more"), [("cosine_with_restarts", {"num_cycles": 2}), ("polynomial", {"power": 2})]
+)
+def test_the_schedule_is_that_of_transformers(
+    schedule: str, more: dict[str, float], ranks: RankServer, make_run: Callable[..., Run]
+) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    training = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": more, "warmup_ratio": 0.25, "max_steps": 8}
+    rows = train(ranks, make_run("rates-1", training=training, data={"eval": None}))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    wanted = get_scheduler(schedule, optimizer, 2, 8, scheduler_specific_kwargs=more)
+    rates = []
+    for _ in range(8):
+        rates.append(wanted.get_last_lr()[0])
+        optimizer.step()
+        wanted.step()
+    assert [row["learning_rate"] for row in rows if row["kind"] == "train"] == pytest.approx(rates)
 
 
 def test_no_tracker_leaves_nothing(ranks: RankServer, make_run: Callable[..., Run]) -> None:

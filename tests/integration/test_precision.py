@@ -46,6 +46,7 @@ CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "NF4, nested": (quantized(NF4), {"BF16"}),
     "FP4, stock loss": (quantized(FP4, trainer="transformers"), {"F32"}),
     "int8, stock loss": (quantized({"load_in_8bit": True}, trainer="transformers"), {"F32"}),
+    "int8": (quantized({"load_in_8bit": True}), {"BF16"}),
     "NF4, ZeRO-2": (sharded(quantized(NF4, activation_checkpointing=True), zero_stage=2), {"BF16"}),
     "int8, ZeRO-2": (sharded(quantized({"load_in_8bit": True}), zero_stage=2), {"BF16"}),
     "ZeRO-0": (sharded({}, zero_stage=0), {"F32"}),
@@ -53,9 +54,11 @@ CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "ZeRO-2, offloaded": (sharded({}, zero_stage=2, offload_optimizer=True), {"F32"}),
     "ZeRO-2, cast to bf16": (sharded(BF16, zero_stage=2), {"BF16"}),
     "ZeRO-2, float32 adapters": (sharded(BF16, zero_stage=2, torch_autocast=True), {"F32"}),
+    "ZeRO-3": (sharded({}, zero_stage=3), {"F32"}),
     "ZeRO-3, float32 adapters": (sharded(BF16, zero_stage=3, torch_autocast=True), {"F32"}),
     "8-bit Adam": ({"training": {"optim": "adamw_bnb_8bit"}}, {"F32"}),
     "two layers, orthogonal": ({"lora": {"layers_to_transform": [0, 2], "init_lora_weights": "orthogonal"}}, {"F32"}),
+    "device map": ({"model": {"device_map": "auto", "low_cpu_mem_usage": True}}, {"F32"}),
     "JAX names": ({"lora": {"target_modules": ".*q_einsum|.*kv_einsum|.*attn_vec_einsum|.*gate_proj"}}, {"F32"}),
 }
 
@@ -83,6 +86,19 @@ def test_an_adapter_is_where_the_spec_says(ranks: RankServer, make_run: Callable
         names = sorted(tensors.keys())
     prefix = "base_model.model.model.layers.1.self_attn.q_proj"
     assert names == [f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"]
+
+
+def test_a_compiled_model_leaves_a_plain_adapter(ranks: RankServer, make_run: Callable[..., Run]) -> None:
+    """Rows of one length and no evaluation: one graph to compile."""
+    training = {"max_steps": 2, "torch_compile": True, "trainer": "transformers"}
+    data = {"pad_to_multiple_of": 160, "eval": None}
+    run = make_run("compiled-1", data=data, training=training, lora={"target_modules": ["q_proj"]})
+    plain = make_run("plain-1", data=data, training={**training, "torch_compile": False}, lora={"lora_dropout": 0.0})
+    assert ranks.start(run, 1).wait() == [0], read_logs(run)
+    assert ranks.start(plain, 1).wait() == [0], read_logs(plain)
+    first, second = (next(row["loss"] for row in load_metrics(each) if row["kind"] == "train") for each in (run, plain))
+    assert first == pytest.approx(second, rel=1e-4)  # before the first step, where the adapter adds nothing
+    assert read_dtypes(run) == {"F32"}
 
 
 def test_fp16_without_a_gpu_is_refused(ranks: RankServer, make_run: Callable[..., Run]) -> None:

@@ -159,10 +159,47 @@ def test_packing_trains(ranks: RankServer, make_run: Callable[..., Run]) -> None
 
     from lora_jobs.runs import load_metrics
 
-    run = make_run("packed-1", data={"packing": True, "max_length": 256}, training={"max_steps": 3, "save_steps": 3})
+    """Several rows share a sequence, so an epoch of 64 rows in pairs has fewer steps."""
+    steps = {}
+    for packing in (False, True):
+        training = {"max_steps": None, "num_train_epochs": 1, "save_steps": 100}
+        run = make_run(f"packed-{packing:d}", data={"packing": packing, "max_length": 256}, training=training)
+        assert ranks.start(run, 1).wait() == [0], read_logs(run)
+        steps[packing] = [row["loss"] for row in load_metrics(run) if row["kind"] == "train"]
+    assert len(steps[False]) == 32
+    assert len(steps[True]) <= 16
+    assert steps[True][-1] < steps[True][0]
+
+
+@pytest.mark.parametrize("case", ["chat", "text", "prompt_completion", "svg_caption, Parquet"])
+def test_every_format_trains_and_says_what_it_left_out(
+    case: str, ranks: RankServer, make_run: Callable[..., Run], tiny: Path, tmp_path: Path
+) -> None:
+    """One row more than the others is too long: it is counted in the record and the log, and the rest is whole."""
+    import datasets
+    from tiny_runs import read_logs
+
+    from lora_jobs.runs import load_metrics
+
+    form, _, parquet = case.partition(", ")
+    name = {"prompt_completion": "prompt", "svg_caption": "train"}.get(form, form)
+    rows = [json.loads(line) for line in (tiny / "data" / "tiny" / f"{name}.jsonl").read_text().splitlines()]
+    long = {key: value * 40 if isinstance(value, str) else value * 41 for key, value in rows[0].items()}
+    path = tmp_path / ("rows.parquet" if parquet else "rows.jsonl")
+    if parquet:
+        datasets.Dataset.from_list([*rows, long]).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, long]))
+    data = {"train": str(path), "eval": None, "format": form, "instruction": None}
+    run = make_run("format-1", data=data, training={"max_steps": 6})
     assert ranks.start(run, 1).wait() == [0], read_logs(run)
-    tokens = [row for row in load_metrics(run) if row["kind"] == "train"]
-    assert len(tokens) == 3
+    found = load_metrics(run)
+    losses = [row["loss"] for row in found if row["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    (note,) = [row for row in found if row.get("event") == "started"]
+    assert note["data"]["train"] == {"examples": len(rows), "too_long": 1, "empty": 0}
+    log = (run.logs / "attempt-1.out").read_text()
+    assert f"train: {len(rows)} examples, 1 longer than max_length and 0 without completion left out" in log
 
 
 def test_quantized_base_with_the_8_bit_optimizer_trains(ranks: RankServer, make_run: Callable[..., Run]) -> None:

@@ -69,8 +69,8 @@ class RankServer:
         environment = {"SLURM_JOB_ID": job_id, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", **more}
         return Job(self, [self.ask({"start": environment, "run": str(run.directory)})["pid"]])
 
-    def start(self, run: Run, ranks: int) -> Job:
-        """Start a run's ranks as submitit's local executor does: by its environment variables."""
+    def start(self, run: Run, ranks: int, **more: str) -> Job:
+        """Start a run's ranks as submitit's local executor does: by its environment variables, and `more` of them."""
         job_id = f"test{next(self.numbers)}"
         pids = []
         for rank in range(ranks):
@@ -79,6 +79,7 @@ class RankServer:
                 "SUBMITIT_LOCAL_NTASKS": f"{ranks}",
                 "SUBMITIT_LOCAL_GLOBALID": f"{rank}",
                 "SUBMITIT_LOCAL_LOCALID": f"{rank}",
+                **more,
             }
             pids.append(self.ask({"start": environment, "run": str(run.directory)})["pid"])
         return Job(self, pids)

@@ -78,3 +78,15 @@ def test_a_log_s_half_written_character_is_not_cut(tmp_path: Path, monkeypatch: 
     assert list(read_log("a-1")) == ["Schritt f�"]
     (run.logs / "attempt-1.out").write_bytes("Schritt für".encode())
     assert list(read_log("a-1")) == ["Schritt für"]
+
+
+def test_what_the_libraries_refuse_names_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from lora_jobs.cli.screen import show_error
+    from lora_jobs.errors import Problem, SpecError
+
+    one, other = Problem("training.fp16", "needs a GPU"), Problem("lora.r", "is 0")
+    show_error(SpecError("needs a GPU", problems=[one]))
+    show_error(SpecError("needs a GPU; is 0", problems=[one, other]))
+    assert capsys.readouterr().err == (
+        "error: training.fp16: needs a GPU\nerror: needs a GPU; is 0\n  training.fp16: needs a GPU\n  lora.r: is 0\n"
+    )

@@ -134,3 +134,13 @@ def test_parquet_is_read_and_checked_like_jsonl(tmp_path: Path) -> None:
 def test_the_keys_of_a_dataset_need_one() -> None:
     with pytest.raises(ValueError, match=r"needs data\.dataset"):
         DataSpec(train="rows.jsonl", dataset_config="small")
+
+
+@pytest.mark.parametrize(("asked", "there"), [("chat", "svg_caption"), ("text", "chat"), ("prompt_completion", "text")])
+def test_rows_of_another_format_are_one_problem(asked: str, there: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps(GOOD[there]) + "\n") * 30)
+    (problem,) = find_data_problems(DataSpec(train=str(path), format=asked))  # type: ignore[arg-type]
+    assert problem.path == "data.format"
+    assert problem.message.startswith(f"is {asked}, but the rows of {path} have ")
+    assert problem.message.endswith(f": wanted {there}")
