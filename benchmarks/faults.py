@@ -51,15 +51,16 @@ class Section:
     arguments: tuple[str, ...] = ()
 
 
+# The longest first: what runs on Slurm waits two minutes at each requeue, and others go on beside it.
 SECTIONS = (
-    Section("damage", ("tests/faults/test_damaged_checkpoints.py",), 6, ("-k", "not nothing_is_trained_from")),
-    Section("kills", ("tests/faults/test_kills.py",), 12),
     Section(
         "slurm",
         ("tests/cluster/test_end_to_end.py", "tests/cluster/test_slurm_faults.py"),
         1,
         ("-k", "not hostile and not refused"),
     ),
+    Section("damage", ("tests/faults/test_damaged_checkpoints.py",), 6, ("-k", "not nothing_is_trained_from")),
+    Section("kills", ("tests/faults/test_kills.py",), 12),
     Section("signals", ("tests/faults/test_signals.py",), 2, ("-k", "loses_no_step")),
     Section("steps", ("tests/faults/test_signals.py",), 6, ("-k", "every_step")),
     Section("disk", ("tests/faults/test_full_disk.py",)),
@@ -167,6 +168,12 @@ def keep(results: dict[str, Any], name: str, found: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps({"parts": dict(sorted(results.items()))}, indent=1) + "\n")
 
 
+def is_divided(results: dict[str, Any], part: Part) -> bool:
+    """Whether the section was measured in another number of parts, all of them."""
+    counts = [key.partition("/")[2] for key in results if key.partition(":")[0] == part.section.name]
+    return bool(counts) and counts[0] != f"{part.count}" and len(counts) == int(counts[0])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=KILLS, help=f"how often kill -9 ({KILLS})")
@@ -188,7 +195,8 @@ def main() -> int:
             keep(results, part.name, job.result())
     if not arguments.only or "costs" in arguments.only:
         keep(results, "costs", {"machine": describe_machine(), "failed": [], "rows": [], "costs": measure_costs()})
-    print(write_pages(results))
+    missing = [part.name for part in list_parts(None) if part.name not in results and not is_divided(results, part)]
+    print(write_pages(results, missing))
     failed = {name: part["failed"] for name, part in results.items() if part["failed"]}
     print(f"{time.monotonic() - began:.0f} s; {sum(map(len, failed.values()))} tests failed: {failed}")
     return 1 if failed else 0

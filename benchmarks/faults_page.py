@@ -20,16 +20,17 @@ really run. *Stock* is transformers' Trainer with PEFT, resumed by `trainer.trai
 get_last_checkpoint(...))`: one process without DeepSpeed ("plain"), two ranks with ZeRO-2 ("zero2"). Each case of
 damage starts from a run with two checkpoints, of steps 2 and 4 of 8; the fault is in the newer one, and the older one
 is good. "Trained on wrong state": resume ended without an error, and the adapter is not the one of an uninterrupted
-run, byte for byte. How the protocol works: [checkpoints.md](checkpoints.md); what follows a stop:
-[interruptions.md](interruptions.md).
+run, byte for byte. "Accepted, same result": the training is right, and the broken file (an adapter that DeepSpeed's
+resume never reads) stays in a checkpoint that others may use. How the protocol works:
+[checkpoints.md](checkpoints.md); what follows a stop: [interruptions.md](interruptions.md).
 """
 
 Rows = list[dict[str, Any]]
 
 
-def write_pages(results: dict[str, Any]) -> str:
-    """Write both; returns the page."""
-    page = render_page(results)
+def write_pages(results: dict[str, Any], missing: list[str]) -> str:
+    """Write both; returns the page. `missing`: the parts of the long form that were not run yet."""
+    page = render_page(results, missing)
     PAGE.write_text(page, encoding="utf-8")
     text = README.read_text(encoding="utf-8")
     lines = [line for line in render_figures(collect_rows(results), find_costs(results)) if line[0] in IN_README]
@@ -47,20 +48,19 @@ def find_costs(results: dict[str, Any]) -> dict[str, Any]:
     return dict(results.get("costs", {}).get("costs", {}))
 
 
-def render_page(results: dict[str, Any]) -> str:
+def render_page(results: dict[str, Any], missing: list[str]) -> str:
     """The whole page."""
     rows, costs = collect_rows(results), find_costs(results)
-    sections = [
-        HEAD,
-        table(("figure", "measured"), render_figures(rows, costs)),
-        "## Damaged checkpoints\n\n" + render_damage(rows),
-        "## Crashes, kills and signals\n\n" + render_stops(rows),
-        "## On a real Slurm\n\n" + render_slurm(rows),
-        "## Another spec, or other inputs\n\n" + render_drift(rows),
-        "## Costs\n\n" + render_costs(costs),
-        "## What was run\n\n" + render_parts(results),
-    ]
-    return "\n".join(section for section in sections if section)
+    sections = {
+        "Damaged checkpoints": render_damage(rows),
+        "Crashes, kills and signals": render_stops(rows),
+        "On a real Slurm": render_slurm(rows),
+        "Another spec, or other inputs": render_drift(rows),
+        "Costs": render_costs(costs),
+        "What was run": render_parts(results, missing),
+    }
+    parts = [HEAD, table(("figure", "measured"), render_figures(rows, costs))]
+    return "\n".join(parts + [f"## {title}\n\n{text}" for title, text in sections.items() if text])
 
 
 IN_README = (
@@ -95,7 +95,7 @@ def render_figures(rows: Rows, costs: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("damaged checkpoints, ours", f"{len(damaged)}: {count_verdicts(row['ours'] for row in damaged)}"))
     found += [
         ("silent wrong resumes of ours", f"{sum(is_wrong(row) for row in rows)} in {count_resumes(rows)} resumes"),
-        ("fell back where an older good one exists", f"{back} of {len(with_good)}"),
+        *([("fell back where an older good one exists", f"{back} of {len(with_good)}")] if with_good else []),
         (
             "hangs of ours",
             f"{sum(bool(row.get('hung')) or str(row.get('ours', '')).startswith('hung') for row in rows)}",
@@ -178,7 +178,9 @@ def render_stops(rows: Rows) -> str:
             who = "one rank" if one else "all ranks"
             worst = max(row["worst_lost_steps"] for row in runs)
             same = "same result" if all(row["ours"] == "same result" for row in runs) else "other result"
-            lines.append((f"kill -9 of {who}, {kind} ({count} times)", same, f"at most {worst} steps lost"))
+            left = sum(row.get("ended_by_launcher", 0) for row in runs)
+            note = f"; the other rank ended by the launcher's rule in {left}" if one and left else ""
+            lines.append((f"kill -9 of {who}, {kind} ({count} times)", same, f"at most {worst} steps lost{note}"))
     return table(("what happens", "ours", "measured"), lines)
 
 
@@ -219,8 +221,8 @@ def render_costs(costs: dict[str, Any]) -> str:
     return table(("cost", "measured"), lines)
 
 
-def render_parts(results: dict[str, Any]) -> str:
-    """When and with what each part was measured."""
+def render_parts(results: dict[str, Any], missing: list[str]) -> str:
+    """When and with what each part was measured, and what is still to be run."""
     lines = []
     for name, part in results.items():
         machine = part["machine"]
@@ -229,10 +231,16 @@ def render_parts(results: dict[str, Any]) -> str:
         where = f"{machine['cores']} cores, load {machine['load']}"
         versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "transformers", "peft", "deepspeed"))
         lines.append((name, ran, machine["date"], where, versions))
-    return table(("part", "result", "date", "machine", "versions"), lines)
+    counts = Counter(name.partition(":")[0] for name in missing)
+    totals = {name.partition(":")[0]: name.partition("/")[2] for name in missing}
+    words = ", ".join(f"{section} ({count} of {totals[section]} parts)" for section, count in counts.items())
+    left = f"\nOf the long form not run yet: {words}.\n" if missing else ""
+    return table(("part", "result", "date", "machine", "versions"), lines) + left
 
 
 def table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
+    """A Markdown table; nothing without lines."""
+    if not lines:
+        return ""
     marks = tuple("---" for _ in head)
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in (head, marks, *lines)) + "\n"

@@ -47,12 +47,12 @@ def render_status(report: StatusReport, *, width: int, now: datetime) -> list[Li
 def describe_status(status: RunStatus, now: datetime) -> str:
     """What matters about a run in its state, most important first; of a sweep how many tasks are in which."""
     if status.sweep is not None and status.sweep == status.run:
-        start = (
-            f"starts {format_when(status.expected_start, now)}"
-            if status.state == "PENDING" and status.expected_start
-            else ""
-        )
-        return ", ".join(part for part in (status.explanation, start, status.next_step or "") if part)
+        parts = [status.explanation]
+        if status.state == "PENDING":
+            parts += [f"the first is {status.rank} of {status.pending_jobs}" if status.rank else ""]
+            parts += [f"starts {format_when(status.expected_start, now)}" if status.expected_start else ""]
+            parts += [status.reason_text or ""]
+        return ", ".join(part for part in (*parts, status.next_step or "") if part)
     if not status.active:
         return _describe_end(status)
     if status.state == "RUNNING":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,12 @@ def load_metrics(run: Run) -> list[dict[str, Any]]:
     return load_lines(run.metrics_path)
 
 
-def latest_metrics(run: Run, kind: str | None = None) -> dict[str, Any] | None:
-    """The last record, of that kind if one is named; reads from the end, no more of the file than it needs."""
+def latest_metrics(run: Run, kind: str | None = None, *, most_bytes: int | None = None) -> dict[str, Any] | None:
+    """The last record, of that kind if one is named; reads from the end, no more of the file than it needs.
+
+    None where the last `most_bytes` hold none (about: the pieces that are read grow).
+    """
+    word = b"" if kind is None else json.dumps(kind).encode()
     with explain_errors("read", run.metrics_path):
         try:
             stream = run.metrics_path.open("rb")
@@ -49,9 +54,10 @@ def latest_metrics(run: Run, kind: str | None = None) -> dict[str, Any] | None:
                 data = stream.read(end - start)
                 # The first line of a chunk is cut, unless the chunk is the whole file.
                 whole = data if start == 0 else data.partition(b"\n")[2]
-                records = [row for row in parse_lines(whole) if kind is None or row.get("kind") == kind]
+                lines = b"\n".join(line for line in whole.split(b"\n") if word in line)  # few of many are parsed
+                records = [row for row in parse_lines(lines) if kind is None or row.get("kind") == kind]
                 if records:
                     return records[-1]
-                if start == 0:
+                if start == 0 or (most_bytes is not None and length >= most_bytes):
                     return None
                 length *= 4

@@ -13,6 +13,8 @@ from lora_jobs.units import parse_duration
 if TYPE_CHECKING:
     from lora_jobs.runs import Attempt, Run
 
+# Of a run's metrics, which may be millions of steps without an evaluation among them: some thousand steps.
+MOST_BYTES = 1 << 20
 _TIME_OPTION = re.compile(r"^#SBATCH --time=(\S+)$", re.MULTILINE)
 
 
@@ -61,8 +63,8 @@ def load_limit(run: Run) -> int | None:
 
 def read_progress(run: Run, attempt: Attempt | None) -> Progress:
     """The newest numbers; the seconds left follow from the pace of this attempt. Reads the end of the metrics only."""
-    row = latest_metrics(run, "train") or {}
-    evaluated = latest_metrics(run, "eval") or {}
+    row = latest_metrics(run, "train", most_bytes=MOST_BYTES) or {}
+    evaluated = latest_metrics(run, "eval", most_bytes=MOST_BYTES) or {}
     predicted = load_prediction(run)
     allocated = row.get("memory_allocated_bytes")
     return Progress(

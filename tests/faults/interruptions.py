@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fault_ranks import start_ours, wait_or_end
+from fault_ranks import STUCK_SECONDS, start_ours, wait_or_end
 from tiny_runs import TIMEOUT_SECONDS, Job, RankServer, hash_adapter, read_logs
 
 from lora_jobs.checkpoints import choose_checkpoint
@@ -55,6 +55,7 @@ def interrupt(
     faults: dict[int, Sequence[dict[str, Any]]] | None = None,
     meanwhile: Callable[[Job], None] | None = None,
     by_hand: bool = True,
+    patience: float = STUCK_SECONDS,
 ) -> Interrupted:
     """One start with faults in the ranks, or with something done to them from outside."""
     if by_hand:
@@ -62,7 +63,7 @@ def interrupt(
     job = start_ours(server, run, ranks, faults)
     if meanwhile is not None:
         meanwhile(job)
-    codes, hung = wait_or_end(job)
+    codes, hung = wait_or_end(job, patience=patience)
     return Interrupted(codes, hung, find_lost_steps(run))
 
 

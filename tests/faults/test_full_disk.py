@@ -128,7 +128,7 @@ def test_a_folder_that_turned_read_only(
 ) -> None:
     found = stopped("zero2")
     run = create_tiny_run(tmp_path, "readonly-1", tiny, **KINDS["zero2"][0])
-    with mounted(run.checkpoints, "1m", "ro"):
+    with mounted(run.checkpoints, "1m", "ro", "mode=700"):
         ended = interrupt(server, run, 2)
         reason = load_attempts(run)[-1].reason or ""
     same = finish(server, run, 2) == found.reference

@@ -104,6 +104,8 @@ def test_a_signal_loses_no_step(
 ) -> None:
     sections, ranks = KINDS[case.kind]
     sections = {**sections, "training": {**sections["training"], **case.training}}
+    if "eval_steps" in case.training:
+        del sections["data"]
     run = create_tiny_run(tmp_path, "signalled-1", tiny, **sections)
     outside = case.outside
     meanwhile = None if outside is None else lambda job: outside(run, job)

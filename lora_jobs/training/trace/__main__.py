@@ -32,9 +32,10 @@ def main() -> None:
 def _prepare() -> None:
     """Import the libraries and set their objects aside, so that collecting a traced model's garbage is quick."""
     from lora_jobs.training.trace import extrapolate as _extrapolate  # noqa: F401
-    from lora_jobs.training.trace.kernels import install_rules
+    from lora_jobs.training.trace import kernels, quantize
 
-    install_rules()
+    kernels.install_rules()
+    quantize.install_rules()
     gc.collect()
     gc.freeze()
 

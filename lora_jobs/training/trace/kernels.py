@@ -23,8 +23,9 @@ def install_rules() -> None:
     _claim_kernels()
     FakeTensor.__deepcopy__ = _copy  # type: ignore[method-assign]
     from trl.kernels import chunked_logprob
+    from trl.trainer import utils
 
-    chunked_logprob._use_triton = lambda device: device.type == "cuda"
+    chunked_logprob._use_triton = utils._use_triton = lambda device: device.type == "cuda"
     chunked_logprob._forward_kernel = chunked_logprob._backward_kernel = _Launch()
     chunked_logprob.triton = SimpleNamespace(cdiv=lambda a, b: -(-a // b))
     # addmm with out=self and a fp32 output dtype: in place, nothing is allocated.
@@ -104,8 +105,13 @@ def attend(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """scaled_dot_product_attention by torch's rule on Ampere: flash in half precision without a mask, else
-    memory-efficient. Source: ATen/native/transformers/cuda/sdp_utils.cpp and attention.cpp.
+    memory-efficient; autocast casts what it gets. Sources: ATen/native/transformers/cuda/sdp_utils.cpp and
+    attention.cpp, ATen/autocast_mode.h.
     """
+    if torch.is_autocast_enabled("cuda"):
+        half = torch.get_autocast_dtype("cuda")
+        query, key, value = (part.to(half) for part in (query, key, value))
+        attn_mask = attn_mask.to(half) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
     size = query.shape[-1]
     scale = 1 / math.sqrt(size) if scale is None else scale
     padding = -size % ALIGNMENT

@@ -38,6 +38,8 @@ PENDING = make("PENDING", reason="Priority", reason_text="others go first", prio
 RUNNING = make("RUNNING", step=120, total_steps=500, loss=1.23456, tokens_per_second=2300.4, remaining_seconds=18000,
                expected_finish="2026-11-20T23:10:05",
                memory_peak_bytes=41 * 2**30, predicted_bytes=44 * 2**30)  # fmt: skip
+SWEEP = make("PENDING", run="s-1", sweep="s-1", explanation="1000 pending", reason_text="others go first", rank=14,
+             pending_jobs=1132, expected_start="2026-11-20T21:44:00", tasks={"PENDING": 1000})  # fmt: skip
 TIMEOUT = make("TIMEOUT", step=480, last_committed_step=470, next_step="lora-jobs resume 2584773")
 
 
@@ -51,6 +53,7 @@ TIMEOUT = make("TIMEOUT", step=480, last_committed_step=470, next_step="lora-job
         (make("RUNNING"), "starting"),
         (make("COMPLETED", step=9, eval_loss=0.5, adapter="/a"), "done at step 9, held-out loss 0.500"),
         (make("BOILING_OVER", reason="Heat"), "Heat"),
+        (SWEEP, "1000 pending, the first is 14 of 1132, starts 21:44 in 3 h, others go first"),
     ],
 )
 def test_what_matters_in_each_state(status: RunStatus, wanted: str):

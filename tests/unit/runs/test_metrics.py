@@ -51,3 +51,15 @@ def test_the_latest_of_a_long_file(run: Run, size: int) -> None:
     assert latest_metrics(run, "train") == {"step": 2, "kind": "train", "x": "y" * size}
     assert latest_metrics(run, "eval") == {"step": 1, "kind": "eval"}
     assert latest_metrics(run, "sample") is None
+
+
+def test_a_look_at_a_long_run_stays_short(run: Run) -> None:
+    """Millions of steps, one evaluation at their beginning: it is found, unless only the end is to be read."""
+    append_metrics(run, {"kind": "eval", "step": 0})
+    with run.metrics_path.open("a") as file:
+        file.writelines(f'{{"kind": "train", "step": {step}, "note": "{"x" * 100}"}}\n' for step in range(20_000))
+    assert latest_metrics(run, "eval") == {"kind": "eval", "step": 0}
+    assert latest_metrics(run, "eval", most_bytes=1 << 16) is None
+    last = latest_metrics(run, "train", most_bytes=1)
+    assert last is not None
+    assert last["step"] == 19_999
