@@ -4,7 +4,7 @@
 # make bench - measurements, side by side; make bench-queue - status and why before a long queue, on a real Slurm (root)
 # make faults - every fault against stock resume and ours, under an hour; docs/faults.md shows the table (root, for Slurm)
 # make bench-sweep - a sweep of 1,000 runs beside the raw sbatch call, on a real Slurm (root)
-# make bench-memory - the memory estimate against a trace of the real training code; make bench-train - speed beside a plain script
+# make bench-memory - the memory estimate against a trace of the real training code; make bench-gpu - against a GPU; make bench-train - speed beside a plain script
 # make readme - the README's table of the estimate's errors, and check's screen
 
 VENV   ?= .venv
@@ -16,7 +16,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-memory bench-train bench-queue bench-sweep faults capture readme install slurm-packages browser golden clean
+.PHONY: help demo test check format bench bench-memory bench-gpu bench-train bench-queue bench-sweep faults capture readme install slurm-packages browser golden clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -96,6 +96,10 @@ capture: $(VENV)/.dev slurm-packages
 
 bench-memory: $(VENV)/.dev
 	$(BIN)/python benchmarks/memory.py
+
+# A row a process: random weights of the real shapes, two steps, an evaluation, a save; needs a GPU.
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu_memory.py
 
 # strace records what a save does to the disk; without it the committed recording is replayed.
 faults: $(VENV)/.dev slurm-packages

@@ -1,4 +1,4 @@
-"""What a real GPU allocates, beside the closed form: `python benchmarks/gpu_memory.py`, on a machine with one.
+"""What a real GPU allocates, beside the closed form: `make bench-gpu`, on a machine with one.
 
 A row is a process of its own: a random model of the real shape, two training steps, one evaluation, one save. It writes
 allocated, reserved and device-used bytes and versions to benchmarks/results/gpu_memory.json after every row.
@@ -9,25 +9,33 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memory import build_spec, predict
+from memory import DOUBLE, INT8, NF4, build_spec, predict
 
+from lora_jobs.sizing import find_shape
 from lora_jobs.spec import JobSpec, parse_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RESULTS = Path(__file__).parent / "results" / "gpu_memory.json"
 ROW_SECONDS = 900
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "deepspeed", "bitsandbytes")
 EVALUATED = {"data__eval": "eval.jsonl", "training__eval_steps": 1}
 MODELS = ("gemma-2-9b", "gemma-3-1b", "gemma-3-4b", "llama-3.2-3b", "llama-3.1-8b", "qwen2.5-7b")
 
 
 def list_rows() -> dict[str, JobSpec]:
-    """Models by checkpointing, loss and length; then attention, adapters' dtype, dropout, batches, modules_to_save."""
+    """Models by checkpointing, loss and length; then attention, adapters' dtype, dropout, batches, modules_to_save,
+    ZeRO-2 with one rank; and quantized bases, in pairs with the same job in bf16 above.
+    """
     rows = {}
     for model, trainer, checkpointing, length in itertools.product(
         MODELS, ("trl", "transformers"), (True, False), (1024, 4096)
@@ -49,8 +57,12 @@ def list_rows() -> dict[str, JobSpec]:
             "batch 4": {"training__per_device_train_batch_size": 4},
             "half adapters": {"lora__autocast_adapter_dtype": False},
             "modules_to_save": {"lora__modules_to_save": ["embed_tokens", "lm_head"]},
+            "ZeRO-2": {"deepspeed__zero_stage": 2},
         }.items():
             rows[f"{model} {name}"] = build_spec(model, **changes, **EVALUATED)
+    for model, trainer in itertools.product(("gemma-3-1b", "llama-3.2-3b", "qwen2.5-7b"), ("trl", "transformers")):
+        for name, changes in {"NF4": NF4, "NF4, double quantization": DOUBLE, "int8": INT8}.items():
+            rows[f"{model} {trainer} {name}"] = build_spec(model, training__trainer=trainer, **changes, **EVALUATED)
     return rows
 
 
@@ -62,33 +74,30 @@ def measure(spec: JobSpec) -> dict[str, Any]:
     from lora_jobs.training.trace import step
     from lora_jobs.training.trace.build import build_model, layer_kinds, load_config, with_layers
 
+    found: dict[str, int] = {}
+
+    def record(name: str) -> None:
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info()
+        found[f"{name}_allocated_bytes"] = torch.cuda.max_memory_allocated()
+        found[f"{name}_reserved_bytes"] = torch.cuda.max_memory_reserved()
+        found[f"{name}_device_used_bytes"] = total - free
+        torch.cuda.reset_peak_memory_stats()
+
     config = load_config(spec.model.name_or_path)
     with torch.device("cuda"):
         model = build_model(spec, with_layers(config, layer_kinds(config)))
         if spec.training.trainer == "trl":
             step.add_fused_lm_head(model.get_base_model(), outputs=step.FUSED_OUTPUTS)
-        optimizer = step.prepare_optimizer(spec, model)
-        forward = step.wrap_forward(spec, model)
-        found: dict[str, int] = {}
-
-        def record(name: str) -> None:
-            torch.cuda.synchronize()
-            free, total = torch.cuda.mem_get_info()
-            found[f"{name}_allocated_bytes"] = torch.cuda.max_memory_allocated()
-            found[f"{name}_reserved_bytes"] = torch.cuda.max_memory_reserved()
-            found[f"{name}_device_used_bytes"] = total - free
-            torch.cuda.reset_peak_memory_stats()
-
         record("load")
+        forward, finish = start_engine(spec, model) if spec.deepspeed else start_plain(spec, model)
         model.train()
         for _ in range(2):
             inputs = step.make_inputs(training_batch(spec))
             inputs["attention_mask"].fill_(1)
             if step.is_padded(spec, training_batch(spec)):
                 inputs["attention_mask"][:, -1] = 0
-            step.compute_loss(spec, forward, inputs).backward()
-            step.take_step(spec, model, optimizer)
-            optimizer.zero_grad()
+            finish(step.compute_loss(spec, forward, inputs))
         record("train")
         model.eval()
         inputs = step.make_inputs(evaluation_batch(spec))
@@ -100,6 +109,49 @@ def measure(spec: JobSpec) -> dict[str, Any]:
             model.save_pretrained(directory)
         record("save")
     return {**found, "gpu": torch.cuda.get_device_name()}
+
+
+def start_plain(spec: JobSpec, model: Any) -> tuple[Any, Callable[[Any], None]]:
+    """The model as it is called, and backward pass with optimizer step."""
+    from lora_jobs.training.trace import step
+
+    optimizer, forward = step.prepare_optimizer(spec, model), step.wrap_forward(spec, model)
+
+    def finish(loss: Any) -> None:
+        loss.backward()
+        step.take_step(spec, model, optimizer)
+        optimizer.zero_grad()
+
+    return forward, finish
+
+
+def start_engine(spec: JobSpec, model: Any) -> tuple[Any, Callable[[Any], None]]:
+    """The same by DeepSpeed's engine, one rank."""
+    import deepspeed
+    import torch
+
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    zero = {
+        "stage": spec.deepspeed.zero_stage,
+        "reduce_bucket_size": find_shape(spec.model.name_or_path).hidden_size ** 2,
+    }
+    settings = {
+        "train_micro_batch_size_per_gpu": spec.training.per_device_train_batch_size,
+        "zero_optimization": zero,
+        "bf16": {"enabled": True},
+        "gradient_clipping": spec.training.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=torch.optim.AdamW(trained, lr=1e-4, fused=True), config=settings
+    )
+
+    def finish(loss: Any) -> None:
+        engine.backward(loss)
+        engine.step()
+
+    return engine, finish
 
 
 def list_predictions(only: str) -> None:
@@ -127,7 +179,7 @@ def main() -> None:
         list_predictions(options.only)
         return
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-    stored["versions"] = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "accelerate")}
+    stored["versions"] = {name: version(name) for name in LIBRARIES}
     for name, spec in list_rows().items():
         if options.only not in name or name in stored["rows"]:
             continue

@@ -139,6 +139,7 @@ def make_runs(home: Path, number: int, job_id: str) -> None:
             (directory / "submissions.jsonl").write_text(json.dumps(line) + "\n")
         else:
             append_submission(run, Submission(job_id, "slurm", time.time(), "here"))
+    os.sync()  # or the disk is busy with these while the commands are measured
 
 
 def count_pending(cluster: SlurmCluster) -> int:

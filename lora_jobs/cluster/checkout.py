@@ -10,7 +10,7 @@ from typing import Any
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.errors import CommandError
 
-GIT_SECONDS = 20.0
+GIT_SECONDS = 10.0
 MOST_DIFF_BYTES = 1024**2
 MOST_NAMES = 200
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from lora_jobs.sizing import quantized
 from lora_jobs.sizing.dora import saved_bytes as dora_bytes
 from lora_jobs.sizing.dora import transient_bytes as dora_transient_bytes
 from lora_jobs.sizing.parameters import trainable_tensors
@@ -175,7 +176,7 @@ def _layer_cost(
         adapter_elements=elements,
         dora=0,
         dora_transient=0,
-        mlp_backward=_mlp_backward(shape, precision, dropout=bool(dropout), adapted="down_proj" in targets),
+        mlp_backward=_mlp_backward(spec, shape, precision, batch, adapted="down_proj" in targets),
         attention_backward=attention_backward,
         fused_gate="gate_up_proj" in targets,
         first_unneeded=norm_bytes(h) + dropout * h * len(in_qkv),
@@ -195,17 +196,23 @@ _MLP_BACKWARD = {
 _MLP_BACKWARD_UNADAPTED = (6, 2, -2)
 
 
-def _mlp_backward(shape: ModelShape, precision: Precision, *, dropout: bool, adapted: bool) -> int:
+def _mlp_backward(spec: JobSpec, shape: ModelShape, precision: Precision, batch: Batch, *, adapted: bool) -> int:
     """Where down_proj carries an adapter, that adapter's inputs and gradients; else the gradients of gate and up."""
     h, i, four_norms = shape.hidden_size, shape.intermediate_size, shape.traits.norms_per_layer == 4
-    if precision.base == SINGLE and precision.output != precision.adapter:  # autocast over fp32, or quantized
+    dropout = spec.lora.lora_dropout > 0
+    most = 0
+    if spec.model.quantization is not None:
+        most = quantized.mlp_backward(spec, shape, precision, batch, adapted=adapted)
+        if precision.residual == SINGLE:
+            return most
+    if precision.base == SINGLE and precision.output != precision.adapter:  # autocast over a fp32 base
         per_input = precision.adapter_backward_dropout if dropout else precision.adapter_backward
         freed = norm_bytes(h) if four_norms else 0
         streams = 6 if four_norms else 5
         return (per_input if adapted else 3 * precision.output) * i + streams * precision.output * h - freed
     style = "cast" if precision.casts_adapters else "uniform" if precision.adapter == precision.output else "mixed"
     per_i, per_h, per_h_four = _MLP_BACKWARD[style, dropout] if adapted else _MLP_BACKWARD_UNADAPTED
-    return precision.output * (per_i * i + (per_h_four if four_norms else per_h) * h) // HALF
+    return max(most, precision.output * (per_i * i + (per_h_four if four_norms else per_h) * h) // HALF)
 
 
 def norm_bytes(size: int) -> int:
@@ -233,12 +240,12 @@ def _attention_bytes(shape: ModelShape, precision: Precision, batch: Batch, kern
     q, kv, heads, s = shape.query_size, shape.key_value_size, shape.num_attention_heads, batch.sequence
     width = precision.attention
     # A fused projection's values are a view of all that it gives, which lives as long as they do.
-    fused = q + kv if shape.traits.fused_projections else 0
+    fused = q + kv if shape.traits.fused_projections and not precision.casts_queries else 0
     alone = shape.num_key_value_heads == shape.num_attention_heads
     if kernel == "flash":
         return width * (2 * q + 2 * kv + fused) + SINGLE * heads
     if kernel == "efficient":
-        repeated = 2 * kv if shape.num_key_value_heads == 1 else 2 * q
+        repeated = 2 * kv if shape.num_key_value_heads == 1 and not precision.casts_queries else 2 * q
         return width * (2 * q + repeated + (fused if alone else 0)) + SINGLE * heads + width * s
     scores = SINGLE + (HALF if width == HALF else 0) + (width if shape.traits.attention_soft_cap else 0)
     kept = _expanded_keys(shape, batch) + (fused if alone and batch.rows == 1 else 0)
@@ -282,7 +289,7 @@ def mask_bytes(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision,
 
 def rope_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
     """Cosines and sines, s x rotary_dim each; Gemma 3 has two sets."""
-    return 2 * precision.attention * batch.sequence * shape.rotary_dim * shape.traits.rope_types
+    return 2 * precision.residual * batch.sequence * shape.rotary_dim * shape.traits.rope_types
 
 
 def input_needs_gradient(spec: JobSpec, shape: ModelShape) -> bool:

@@ -34,7 +34,11 @@ class Change:
 
 
 def _fuse_loss(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
-    return {} if uses_fused_loss(spec) else {"training.trainer": "trl"}
+    if uses_fused_loss(spec):
+        return {}
+    return {"training.trainer": "trl"} | (
+        {"training.use_liger_kernel": False} if spec.training.use_liger_kernel else {}
+    )
 
 
 def _shrink_evaluation(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:

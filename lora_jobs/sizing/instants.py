@@ -19,6 +19,7 @@ from lora_jobs.sizing.activations import (
 from lora_jobs.sizing.losses import LossCost, loss_cost
 from lora_jobs.sizing.modules import list_modules
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision, choose_precision
+from lora_jobs.sizing.quantized import attention_output, evaluated_mlp, held_inputs, normed_input
 from lora_jobs.sizing.state import State, compute_state
 
 if TYPE_CHECKING:
@@ -121,7 +122,13 @@ def _held(step: Step) -> dict[str, int]:
 
 def _fixed(step: Step) -> dict[str, int]:
     """What is there through forward and backward of a micro-batch."""
-    return {**_held(step), "gradients": step.state.accumulated, "inputs": INPUT_BYTES * step.batch.tokens}
+    held = held_inputs(step.spec, step.shape, step.precision) * len(step.layers)
+    return {
+        **_held(step),
+        "gradients": step.state.accumulated,
+        "inputs": INPUT_BYTES * step.batch.tokens,
+        "inputs_of_int8_layers": held * step.batch.tokens,
+    }
 
 
 def _shared(step: Step) -> dict[str, int]:
@@ -155,7 +162,9 @@ def _activations(step: Step) -> dict[str, int]:
         return {"checkpoints": saved + final_norm, **_shared(step)}
     saved = sum(layer.saved for layer in step.layers) * tokens
     if not input_needs_gradient(step.spec, step.shape):
-        saved -= step.layers[0].first_unneeded * tokens
+        normed = normed_input(step.spec, step.shape, step.precision)
+        saved -= (step.layers[0].first_unneeded + normed) * tokens
+    saved -= attention_output(step.spec, step.shape, step.precision) * len(step.layers) * tokens
     return {
         "saved_activations": saved + final_norm,
         "adapter_casts": _adapter_casts(step, step.adapter_elements),
@@ -185,7 +194,7 @@ def _merged_head(step: Step) -> dict[str, int]:
 
 def _loss_forward(step: Step) -> Instant:
     casts = _adapter_casts(step, step.adapter_elements)
-    hidden = step.precision.output * step.shape.hidden_size * step.batch.tokens
+    hidden = step.precision.residual * step.shape.hidden_size * step.batch.tokens
     parts = {
         **_fixed(step),
         **_activations(step),
@@ -219,7 +228,6 @@ def _layer_backward(step: Step) -> list[Instant]:
         **_fixed(step),
         "reduce_buckets": step.state.reduce_buckets,
         "head_gradient": step.kept(step.state.head_gradient),
-        "dequantized_weight": _dequantized(step),
     }
     last, first = step.layers[-1], step.layers[0]
     adapters = step.precision.adapter * step.adapter_elements
@@ -234,11 +242,6 @@ def _layer_backward(step: Step) -> list[Instant]:
         Instant("first_layer_backward", "in the backward pass of the last layer", {**common, **begin}),
         Instant("last_layer_backward", "at the end of the backward pass", {**common, **end}),
     ]
-
-
-def _dequantized(step: Step) -> int:
-    """A quantized layer's whole weight, for as long as the layer runs."""
-    return step.state.largest_quantized * step.precision.output
 
 
 def _live(layer: LayerCost) -> int:
@@ -261,14 +264,16 @@ def _recomputed(step: Step, layer: LayerCost) -> dict[str, int]:
 
 
 def _embedding_backward(step: Step) -> list[Instant]:
-    """A trained embedding gets a dense gradient at the very end, beside every other one."""
+    """A trained embedding gets a dense gradient at the very end, beside every other one; where the output layer is the
+    same tensor, theirs are added up in a third.
+    """
     if not step.state.embedding_gradient:
         return []
     others = step.precision.adapter * step.adapter_elements + step.state.head_gradient
     parts = {
         **_fixed(step),
         "new_gradients": step.kept(others),
-        "embedding_gradient": step.state.embedding_gradient,
+        "embedding_gradient": step.state.embedding_gradient * (2 if step.state.adds_tied_gradients else 1),
         "reduce_buckets": step.state.reduce_buckets,
         "hidden_states": step.layer_input,
     }
@@ -290,13 +295,15 @@ def _evaluation(step: Step) -> list[Instant]:
         **_held(step),
         "inputs": INPUT_BYTES * batch.tokens,
         "adapter_casts": _adapter_casts(step, step.adapter_elements),
+    }
+    tables = {
         "attention_masks": mask_bytes(step.spec, shape, step.gpu, precision, batch),
         "rotary_embeddings": rope_bytes(shape, precision, batch),
     }
-    hidden = (precision.residual + precision.output) * shape.hidden_size * batch.tokens
+    hidden = precision.residual * shape.hidden_size * batch.tokens
     merged = {"merged_head": step.state.merged_head}
     loss = {**shared, **merged, "hidden_states": hidden, f"evaluation_{step.loss.name}": step.loss.evaluation}
-    layer = {**shared, "evaluation_layer": _evaluated_layer(step, batch), "dequantized_weight": _dequantized(step)}
+    layer = {**shared, **tables, "evaluation_layer": _evaluated_layer(step, batch)}
     return [
         Instant("evaluation_loss", "while an evaluation's loss is computed", loss),
         Instant("evaluation_layer", "in a layer of an evaluation", layer),
@@ -309,9 +316,13 @@ def _evaluated_layer(step: Step, batch: Batch) -> int:
     returns, or those scores while they are made. Traced.
     """
     shape, precision = step.shape, step.precision
-    stream = (4 * precision.residual + SINGLE) * shape.hidden_size
     costs = layer_costs(step.spec, shape, step.gpu, precision, batch)
-    mlp = (6 if costs[-1].fused_gate else 4) * precision.output * shape.intermediate_size
+    if step.spec.model.quantization is None:
+        stream = (4 * precision.residual + SINGLE) * shape.hidden_size
+        mlp = (6 if costs[-1].fused_gate else 4) * precision.output * shape.intermediate_size
+    else:
+        stream = 4 * precision.residual * shape.hidden_size
+        mlp = evaluated_mlp(step.spec, shape, precision)
     scores = 0
     if any(layer.attention_backward for layer in costs):
         mlp += precision.attention * shape.num_attention_heads * batch.sequence

@@ -1,11 +1,11 @@
-"""What the loss takes: the logits of the stock loss, or the tiles of TRL's fused one."""
+"""What the loss takes: the logits of the stock loss, the tiles of TRL's fused one, or Liger's few rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_jobs.sizing.precision import SINGLE, Precision
+from lora_jobs.sizing.precision import HALF, SINGLE, Precision
 
 if TYPE_CHECKING:
     from lora_jobs.sizing.activations import Batch
@@ -64,7 +64,10 @@ def loss_cost(
     """The cost of the loss that this job's trainer really computes."""
     if uses_fused_loss(spec):
         return _fused_loss(shape, precision, batch, evaluation, head_gradient=head_gradient, on_cpu=on_cpu)
-    return _stock_loss(shape, precision, batch, evaluation, head_gradient=head_gradient)
+    stock = _stock_loss(shape, precision, batch, evaluation, head_gradient=head_gradient)
+    if not spec.training.use_liger_kernel:
+        return stock
+    return _liger_loss(shape, precision, batch, head_gradient=head_gradient, evaluation=stock.evaluation)
 
 
 def _stock_loss(
@@ -79,33 +82,71 @@ def _stock_loss(
         forward=(STOCK_FORWARD + cap) * logits + head,
         backward=(STOCK_BACKWARD + cap) * logits + head,
         head_backward=STOCK_HEAD_BACKWARD * logits + head + head_gradient if head_gradient else 0,
-        evaluation=STOCK_EVALUATION * evaluation.tokens * shape.vocab_size + head,
+        # Without gradients autocast's copy of the output layer goes as soon as it was used.
+        evaluation=max(
+            STOCK_EVALUATION * evaluation.tokens * shape.vocab_size,
+            precision.attention * evaluation.tokens * shape.vocab_size + head,
+        ),
+    )
+
+
+def _liger_loss(
+    shape: ModelShape, precision: Precision, batch: Batch, *, head_gradient: int, evaluation: int
+) -> LossCost:
+    """Logits of as many rows as the hidden states have room for, and the gradient, which the forward pass makes too.
+    An evaluation builds every logit. Source: liger_kernel/ops/fused_linear_cross_entropy.py and transformers/model,
+    0.8.5, read.
+    """
+    h, vocabulary, tokens = shape.hidden_size, shape.vocab_size, batch.tokens
+    rows = -(-tokens // -(-vocabulary // h))
+    rows = min(tokens, 1 << (rows - 1).bit_length())
+    gradient = precision.residual * h * tokens
+    head = precision.attention * vocabulary * h if precision.casts_base else 0
+    return LossCost(
+        name="fused_loss",
+        forward=gradient + precision.attention * rows * vocabulary + head + head_gradient,
+        backward=gradient + head_gradient,
+        head_backward=gradient + head_gradient if head_gradient else 0,
+        evaluation=evaluation,
     )
 
 
 def _fused_loss(
     shape: ModelShape, precision: Precision, batch: Batch, evaluation: Batch, *, head_gradient: int, on_cpu: bool
 ) -> LossCost:
-    """One tile; the hidden states of the scored tokens; in the backward their fp32 gradient, and the output layer's
-    fp32 gradient (4 V h); both are cast while the tile is still there. Every token is taken as
-    scored: the most there can be.
+    """Tiles over the hidden states of the scored tokens (every token: the most there can be), which a compact copy
+    holds; in the backward their fp32 gradient, and the output layer's fp32 gradient (4 V h). Both are cast at the end,
+    while the tile is still there.
     """
-    hidden = precision.output * shape.hidden_size * batch.tokens
-    gradient = SINGLE * shape.hidden_size * batch.tokens
-    tile = _tile_bytes(shape, batch, precision, on_cpu=on_cpu)
-    head = SINGLE * shape.vocab_size * shape.hidden_size if head_gradient else 0
+    h = shape.hidden_size
+    hidden, tokens = precision.residual * h * batch.tokens, batch.tokens
+    tile, columns = _tile_bytes(tokens, precision, on_cpu=on_cpu), _column_bytes(shape, precision)
+    head = SINGLE * shape.vocab_size * h if head_gradient else 0
+    cast = hidden if precision.residual == HALF else 0
+    held = hidden + SINGLE * h * tokens + _cast_rows(shape, precision, tokens) + tile + head
+    # The next tile's columns are cast while the last one's are still named.
+    both = columns * (2 if shape.vocab_size > TILE_COLUMNS else 1)
+    evaluated = precision.residual * h * evaluation.tokens + _cast_rows(shape, precision, evaluation.tokens)
     return LossCost(
         name="fused_loss",
-        forward=hidden + tile,
-        backward=hidden + gradient + tile + head,
-        head_backward=2 * hidden + gradient + tile + head + head_gradient if head_gradient else 0,
-        evaluation=precision.output * shape.hidden_size * evaluation.tokens
-        + _tile_bytes(shape, evaluation, precision, on_cpu=on_cpu),
+        forward=hidden + _cast_rows(shape, precision, tokens) + tile + columns,
+        backward=held + max(both, columns + cast),
+        head_backward=held + columns + cast + (head_gradient if precision.saved == HALF else 0) if head_gradient else 0,
+        evaluation=evaluated + _tile_bytes(evaluation.tokens, precision, on_cpu=on_cpu) + columns,
     )
 
 
-def _tile_bytes(shape: ModelShape, batch: Batch, precision: Precision, *, on_cpu: bool) -> int:
-    """One tile of logits, and the output layer's columns for it where they are cast."""
-    elements = min(batch.tokens, TILE_TOKENS) * TILE_COLUMNS
-    columns = precision.attention * TILE_COLUMNS * shape.hidden_size if precision.casts_base else 0
-    return elements * (precision.attention + (TILE_TEMPORARIES * SINGLE if on_cpu else 0)) + columns
+def _tile_bytes(tokens: int, precision: Precision, *, on_cpu: bool) -> int:
+    """One tile of logits."""
+    elements = min(tokens, TILE_TOKENS) * TILE_COLUMNS
+    return elements * (precision.attention + (TILE_TEMPORARIES * SINGLE if on_cpu else 0))
+
+
+def _column_bytes(shape: ModelShape, precision: Precision) -> int:
+    """The output layer's columns for a tile, where they are cast."""
+    return precision.attention * TILE_COLUMNS * shape.hidden_size if precision.casts_base else 0
+
+
+def _cast_rows(shape: ModelShape, precision: Precision, tokens: int) -> int:
+    """The hidden states of a tile, where they are cast."""
+    return precision.attention * min(tokens, TILE_TOKENS) * shape.hidden_size if precision.casts_base else 0

@@ -233,7 +233,7 @@ def _unknown_model(name_or_path: str) -> SpecError:
         message,
         problems=[Problem("model.name_or_path", message)],
         hint=(
-            "known models: " + ", ".join(shape.name for shape in MODELS) + "; for another one of these families "
+            "lora-jobs models lists those that are known by name; for another one of these families "
             f"({', '.join(FAMILIES)}) give the local directory that holds its config.json"
         ),
     )

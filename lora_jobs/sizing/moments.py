@@ -91,7 +91,7 @@ def _place(spec: JobSpec, shape: ModelShape, instants: Sequence[Instant]) -> Ite
 def describe_instant(spec: JobSpec, shape: ModelShape, instant: Instant) -> str:
     """What happens at an instant, with the sizes that make it large."""
     vocabulary = f"{format_count(shape.vocab_size)} tokens of vocabulary"
-    loss = "the fused loss" if uses_fused_loss(spec) else "the loss"
+    loss = "the fused loss" if uses_fused_loss(spec) or spec.training.use_liger_kernel else "the loss"
     train, evaluation = _describe_batch(training_batch(spec)), _describe_batch(evaluation_batch(spec))
     words = {
         "loss_forward": f"{loss} of {train} over {vocabulary}",

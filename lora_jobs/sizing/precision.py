@@ -41,6 +41,11 @@ class Precision:
     """DeepSpeed keeps a fp32 copy of what it trains."""
 
     @property
+    def casts_queries(self) -> bool:
+        """Attention gets copies of queries, keys and values, which autocast makes from fp32 ones."""
+        return self.attention != self.output
+
+    @property
     def casts_base(self) -> bool:
         """Autocast makes a half copy of a fp32 base weight at each use, and keeps it for the backward pass."""
         return self.base == SINGLE and self.attention == HALF

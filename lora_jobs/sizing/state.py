@@ -61,10 +61,10 @@ class State:
     head_gradient: int = 0
     """The gradient of a trained output layer; 0 where it is frozen."""
     embedding_gradient: int = 0
+    adds_tied_gradients: bool = False
+    """Whether the trained embedding and output layer are one tensor."""
     merged_head: int = 0
     """trainable_token_indices on a tied model: the output layer's weight with the trained rows put in, each step."""
-    largest_quantized: int = 0
-    """Parameters of the largest quantized layer: dequantized one at a time."""
 
 
 def weight_bytes(module: Module, precision: Precision, quantization: QuantizationSpec | None) -> int:
@@ -153,8 +153,8 @@ def compute_state(spec: JobSpec, shape: ModelShape, precision: Precision) -> Sta
         state,
         head_gradient=_saved_bytes(shape, spec.lora, precision, HEAD),
         embedding_gradient=tokens or _saved_bytes(shape, spec.lora, precision, find_token_embedding(shape).name),
+        adds_tied_gradients=_saves_tied(shape, spec.lora),
         merged_head=tokens if shape.tie_word_embeddings else 0,
-        largest_quantized=_largest_quantized(shape, spec.model.quantization),
     )
 
 
@@ -214,14 +214,14 @@ def _saved_bytes(shape: ModelShape, lora: LoraSpec, precision: Precision, name: 
 
     A head that stays tied gets its gradient in the embedding's one copy.
     """
-    saved = saved_modules(shape, lora)
-    tied = shape.tie_word_embeddings and lora.ensure_weight_tying and any(part.is_token_embedding for part in saved)
-    if not tied and name not in {module.name for module in saved}:
+    saved = {module.name for module in saved_modules(shape, lora)}
+    if name not in saved and not _saves_tied(shape, lora):
         return 0
     return shape.vocab_size * shape.hidden_size * precision.saved
 
 
-def _largest_quantized(shape: ModelShape, quantization: QuantizationSpec | None) -> int:
-    if quantization is None:
-        return 0
-    return max(module.weights for module in list_modules(shape) if _is_quantized(module))
+def _saves_tied(shape: ModelShape, lora: LoraSpec) -> bool:
+    """Whether embedding and output layer are trained as the one tensor that they are."""
+    if not (shape.tie_word_embeddings and lora.ensure_weight_tying):
+        return False
+    return any(module.is_token_embedding for module in saved_modules(shape, lora))

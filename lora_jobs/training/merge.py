@@ -38,11 +38,12 @@ def merge_adapter(model: ModelSpec, adapter: Path, target: Path, *, dtype: str) 
 
     plain = model.model_copy(update={"quantization": None, "dtype": dtype})
     base = load_base_model(plain, device=torch.device("cpu"), activation_checkpointing=False)
+    was_tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
     adapted = PeftModel.from_pretrained(base, str(adapter)).eval()
     probe = build_probe(base)
     wanted = find_logits(adapted, probe)
     merged = adapted.merge_and_unload(safe_merge=True)
-    untied = untie_embeddings(merged)
+    untied = was_tied and untie_embeddings(merged)
     merged.save_pretrained(str(target))
     AutoTokenizer.from_pretrained(str(adapter)).save_pretrained(str(target))
     parameters = merged.num_parameters()
@@ -78,17 +79,16 @@ def find_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def untie_embeddings(model: PreTrainedModel) -> bool:
-    """Where training made two tensors of a tied embedding, say so in the config, or loading would make them one."""
+    """Where training made two tensors of a tied embedding, say so in the config, or loading would make them one.
+
+    PEFT says it in the outer config only, which a multimodal model does not ask.
+    """
     import torch
 
-    config, text = model.config, model.config.get_text_config()
-    head = model.get_output_embeddings()
-    if head is None or not getattr(text, "tie_word_embeddings", False):
+    head, first = model.get_output_embeddings(), model.get_input_embeddings().weight
+    if head is None or first is head.weight or torch.equal(first, head.weight):
         return False
-    first, second = model.get_input_embeddings().weight, head.weight
-    if first is second or torch.equal(first, second):
-        return False
-    for each in (config, text):
+    for each in (model.config, model.config.get_text_config()):
         each.tie_word_embeddings = False
     return True
 

@@ -146,9 +146,7 @@ def draw_timeline(
     clock = slice(11, 19) if length < 600 else slice(5, 16)
     ticks = tuple(Tick(at, format_moment(first + at / 100 * length)[clock]) for at in (12.0, 50.0, 88.0))
     older = f"; the first {len(starts) - len(shown)} are not drawn" if len(starts) > len(shown) else ""
-    return Timeline(
-        tuple(drawn), ticks, f"pale: waiting; white marks: commits of checkpoints that are still there{older}"
-    )
+    return Timeline(tuple(drawn), ticks, f"pale: waiting; marks: commits of checkpoints that are still there{older}")
 
 
 def find_waits(spans: Sequence[tuple[float, float]], submitted: Sequence[float]) -> list[float]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from lora_jobs.spec import JobSpec
     from lora_jobs.workflows.detailing import RunPage
+    from lora_jobs.workflows.observing import RunStatus
 
 MOST_SAMPLES = 6
 
@@ -85,7 +86,7 @@ def build_page(job: str | None) -> Page:
         title=run.id,
         state=status.state,
         tone=find_tone(status.state),
-        explanation=status.explanation,
+        explanation=explain_status(status),
         subtitle=f"{shorten(spec.model.name_or_path)} on {shorten(spec.data.dataset or spec.data.train)}",
         tiles=list_tiles(found, rows),
         targets=targets,
@@ -98,8 +99,14 @@ def build_page(job: str | None) -> Page:
         origin=describe_origin(run, spec, place),
         texts=collect_texts(run, place),
         missing=tuple(name_missing(spec, found, rows, place)),
-        footer=f"lora-jobs {__version__}, {format_moment(now)} on this page: the run as it was then.",
+        footer=f"Written by lora-jobs {__version__} at {format_moment(now)}; the run may have gone on since.",
     )
+
+
+def explain_status(status: RunStatus) -> str:
+    """The state in plain words, Slurm's reason, and what can be done."""
+    words = [status.explanation, status.reason_text, status.next_step and f"next: {status.next_step}"]
+    return "; ".join(word for word in words if word)
 
 
 def shorten(name: str) -> str:

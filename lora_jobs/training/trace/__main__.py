@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import IO, Any
 
 from lora_jobs.errors import LoraJobsError
@@ -32,9 +33,11 @@ def main() -> None:
 def _prepare() -> None:
     """Import the libraries and set their objects aside, so that collecting a traced model's garbage is quick."""
     from lora_jobs.training.trace import extrapolate as _extrapolate  # noqa: F401
-    from lora_jobs.training.trace.kernels import install_rules
+    from lora_jobs.training.trace import kernels, quantize
 
-    install_rules()
+    kernels.install_rules()
+    if find_spec("bitsandbytes"):
+        quantize.install_rules()
     gc.collect()
     gc.freeze()
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 BLOCK_BYTES = 512
 """Every allocation is rounded up to this. Source: kMinBlockSize in c10/cuda/CUDACachingAllocator. What that allocator
@@ -17,11 +20,12 @@ does not split off a block of its large pool (less than 1 MiB) is not counted.""
 class Books(TorchDispatchMode):
     """Counts each CUDA storage from the operation that returns it until nothing refers to it any more.
 
-    What an operation allocates and frees inside itself is not seen, as no kernel runs.
+    What an operation allocates and frees inside itself is not seen, as no kernel runs; `inside` tells it for some.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inside: Mapping[Any, Callable[..., int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.inside = inside
         self.allocated = 0
         self.peaks: dict[str, int] = {}
         self.stretch = "build"
@@ -61,6 +65,9 @@ class Books(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self._verify_view(func, leaf)
                 self._add(leaf)
+        if func in self.inside:
+            most = self.allocated + self.inside[func](*args, **(kwargs or {}))
+            self.peaks[self.stretch] = max(self.peaks.get(self.stretch, 0), most)
         return result
 
     def _verify_view(self, func: Any, result: torch.Tensor) -> None:

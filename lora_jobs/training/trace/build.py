@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from lora_jobs.errors import SpecError
 from lora_jobs.sizing import find_shape
 from lora_jobs.training.model import add_adapter, first_line
+from lora_jobs.training.trace.quantize import quantize_base
 
 if TYPE_CHECKING:
     from lora_jobs.sizing import ModelShape
@@ -109,24 +110,44 @@ def build_model(spec: JobSpec, config: Any) -> Any:
 
     Call it under FakeTensorMode and torch.device("cuda").
     """
-    if spec.model.quantization is not None:
-        raise SpecError("model.quantization: bitsandbytes' layers cannot be traced", hint="use check without --exact")
     if spec.training.use_liger_kernel:
         raise SpecError("training.use_liger_kernel: its kernels cannot be traced", hint="use check without --exact")
+    _refuse_unpadding(spec)
     options = {"attn_implementation": spec.model.attn_implementation} if spec.model.attn_implementation else {}
     try:
         with no_init_weights():
             base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.model.dtype), **options)
         base.tie_weights()
+        if spec.model.quantization is not None:
+            base = quantize_base(base, spec, spec.model.quantization)
     except (ImportError, ValueError) as error:
         raise SpecError(f"model: {first_line(error)}") from error
     model = _adapt(base, spec)
+    if spec.model.quantization is not None and spec.training.trainer == "trl" and not spec.training.fp16:
+        _narrow_adapters(model)
     if spec.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     if spec.deepspeed is not None and casts_parameters(spec):
         model.to(torch.bfloat16 if spec.training.bf16 else torch.float16)
     return model
+
+
+def _refuse_unpadding(spec: JobSpec) -> None:
+    """Flash attention takes padding out and packed rows apart by what the data holds, which fake tensors have not."""
+    rows = [spec.training.per_device_train_batch_size]
+    rows += [spec.training.per_device_eval_batch_size] if spec.training.eval_steps is not None else []
+    padded = max(rows) > 1 or spec.data.packing or spec.data.pad_to_multiple_of is not None
+    if spec.model.attn_implementation == "flash_attention_2" and padded:
+        message = "model.attn_implementation: flash_attention_2 over padded or packed rows cannot be traced"
+        raise SpecError(message, hint="use check without --exact")
+
+
+def _narrow_adapters(model: Any) -> None:
+    """SFTTrainer makes the adapters of a quantized model bfloat16. Source: trl/trainer/sft_trainer.py, 1.16.0."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_magnitude_vector" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def casts_parameters(spec: JobSpec) -> bool:

@@ -19,6 +19,7 @@ from lora_jobs.sizing.activations import Batch, evaluation_batch, training_batch
 from lora_jobs.training.trace.allocator import Books
 from lora_jobs.training.trace.build import build_model, find_layers
 from lora_jobs.training.trace.kernels import declare_rows
+from lora_jobs.training.trace.quantize import count_elements, list_state, temporary_bytes
 
 if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec
@@ -39,13 +40,13 @@ class StepTrace:
 
 def trace_step(spec: JobSpec, config: Any) -> StepTrace:
     """One step of a job whose model has this config."""
-    books = Books()
+    books = Books(temporary_bytes() if spec.model.quantization is not None else {})
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"), books:
         model = build_model(spec, config)
         if spec.training.trainer == "trl":
             add_fused_lm_head(model.get_base_model(), outputs=FUSED_OUTPUTS)
         gc.collect()
-        books.keep_only([*model.parameters(), *model.buffers()])
+        books.keep_only([*model.parameters(), *model.buffers(), *list_state(model)])
         parameters = count_parameters(model)
         books.peaks.clear()
         books.enter("weights")
@@ -72,7 +73,7 @@ def count_parameters(model: Any) -> dict[str, int]:
     """Parameters of the base model and what is trained."""
     counts = {"base": 0, "trainable": 0, "trainable_bytes": 0}
     for name, parameter in model.named_parameters():
-        elements = parameter.numel()
+        elements = count_elements(parameter)
         if parameter.requires_grad:
             counts["trainable"] += elements
             counts["trainable_bytes"] += elements * parameter.element_size()

@@ -98,6 +98,30 @@ def test_gemma_2_9b_evaluated_at_batch_8_needs_39_gib_of_logits(make_spec: SpecM
     assert fused.peak_bytes < found.peak_bytes - 35 * GIB
 
 
+def test_ligers_loss_builds_the_logits_of_few_rows(make_spec: SpecMaker) -> None:
+    changes = {"training.trainer": "transformers", "data.eval": "eval.jsonl", "training.eval_steps": 5}
+    stock, liger = (
+        {instant.name: instant.parts for instant in estimate(make_spec, changes | more).instants}
+        for more in ({}, {"training.use_liger_kernel": True})
+    )
+    # 128,256 / 2,048 rounded up is 63; 1,024 tokens / 63 is 17, and the next power of two 32 rows of logits.
+    assert liger["loss_forward"]["fused_loss"] == 2 * H * T + 2 * 32 * V
+    assert liger["loss_backward"]["fused_loss"] == 2 * H * T
+    assert stock["loss_backward"]["logits"] == 12 * V * T
+    assert liger["evaluation_loss"]["evaluation_fused_loss"] == stock["evaluation_loss"]["evaluation_logits"]
+
+
+def test_int8_holds_the_inputs_of_every_layer(make_spec: SpecMaker) -> None:
+    eight = {"model.quantization.load_in_8bit": True}
+    for checkpointing in (True, False):
+        found = estimate(make_spec, eight | {"training.activation_checkpointing": checkpointing})
+        held = {instant.name: instant.parts.get("inputs_of_int8_layers", 0) for instant in found.instants}
+        assert held["last_layer_backward"] == held["loss_backward"] == (2 * 4 * H + 4 * MID + 2 * Q) * L * T
+        assert held["optimizer_step"] == 0
+    four = estimate(make_spec, {"model.quantization.load_in_4bit": True})
+    assert "inputs_of_int8_layers" not in {name for i in four.instants for name, size in i.parts.items() if size}
+
+
 def test_qlora_weights(make_spec: SpecMaker) -> None:
     changes = {
         "model.quantization.load_in_4bit": True,
