@@ -109,6 +109,7 @@ ALL_SAVED = {"training__activation_checkpointing": False}
 EVALUATED = {"data__eval": "eval.jsonl", "training__eval_steps": 1, "training__per_device_eval_batch_size": 8}
 STOCK = {"training__trainer": "transformers"}
 AUTOCAST = {"deepspeed__zero_stage": 2, "deepspeed__torch_autocast": True}
+FLASH = {"model__attn_implementation": "flash_attention_2"}
 NF4 = {"model__quantization": {"load_in_4bit": True}}
 DOUBLE = {"model__quantization": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}}
 FP4 = {"model__quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}}
@@ -122,6 +123,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "4096 tokens": {"data__max_length": 4096},
     "8192 tokens, stock loss": {"data__max_length": 8192, **STOCK},
+    "flash_attention_2": FLASH,
+    "flash_attention_2, all saved": {**FLASH, **ALL_SAVED},
     "q and v": {"lora__target_modules": r".*\.(q_proj|v_proj|qkv_proj)"},
     "r 64, accumulation": {"lora__r": 64, "training__gradient_accumulation_steps": 4},
     "rank patterns": {"lora__rank_pattern": {"o_proj": 64, "down_proj": 4}, "lora__alpha_pattern": {"o_proj": 128}},

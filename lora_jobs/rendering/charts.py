@@ -99,7 +99,10 @@ def build_chart(
         x_label=x_label,
         words=f"{title}: " + "; ".join(describe_series(one, format_y) for one in kept),
         curves=tuple(curves),
-        x_ticks=tuple(Tick(round(100 * (mark - left) / (right - left), 2), f"{mark:g}") for mark in x_marks),
+        x_ticks=tuple(
+            Tick(round(100 * (mark - left) / (right - left), 2), f"{mark:,.0f}" if mark == round(mark) else f"{mark:g}")
+            for mark in x_marks
+        ),
         y_ticks=tuple(Tick(round(100 * (high - mark) / (high - low), 2), format_y(mark)) for mark in y_marks),
         level=None if level is None else Level(level[0], round(100 * (high - level[1]) / (high - low), 2)),
     )

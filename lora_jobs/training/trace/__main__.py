@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import IO, Any
 
 from lora_jobs.errors import LoraJobsError
@@ -35,7 +36,8 @@ def _prepare() -> None:
     from lora_jobs.training.trace import kernels, quantize
 
     kernels.install_rules()
-    quantize.install_rules()
+    if find_spec("bitsandbytes"):
+        quantize.install_rules()
     gc.collect()
     gc.freeze()
 

@@ -112,6 +112,7 @@ def build_model(spec: JobSpec, config: Any) -> Any:
     """
     if spec.training.use_liger_kernel:
         raise SpecError("training.use_liger_kernel: its kernels cannot be traced", hint="use check without --exact")
+    _refuse_unpadding(spec)
     options = {"attn_implementation": spec.model.attn_implementation} if spec.model.attn_implementation else {}
     try:
         with no_init_weights():
@@ -130,6 +131,16 @@ def build_model(spec: JobSpec, config: Any) -> Any:
     if spec.deepspeed is not None and casts_parameters(spec):
         model.to(torch.bfloat16 if spec.training.bf16 else torch.float16)
     return model
+
+
+def _refuse_unpadding(spec: JobSpec) -> None:
+    """Flash attention takes padding out and packed rows apart by what the data holds, which fake tensors have not."""
+    rows = [spec.training.per_device_train_batch_size]
+    rows += [spec.training.per_device_eval_batch_size] if spec.training.eval_steps is not None else []
+    padded = max(rows) > 1 or spec.data.packing or spec.data.pad_to_multiple_of is not None
+    if spec.model.attn_implementation == "flash_attention_2" and padded:
+        message = "model.attn_implementation: flash_attention_2 over padded or packed rows cannot be traced"
+        raise SpecError(message, hint="use check without --exact")
 
 
 def _narrow_adapters(model: Any) -> None:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ class Trace:
 def trace_job(spec: JobSpec, *, cached: bool = True) -> Trace:
     """The trace of a job on one GPU; an earlier one with the same spec, model and versions is read back."""
     config = load_config(spec.model.name_or_path)
-    versions = {name: version(name) for name in LIBRARIES}
+    versions = {name: version(name) for name in LIBRARIES if find_spec(name)}
     path = find_cache() / "traces" / f"{_cache_key(spec, config, versions)}.json"
     if cached and path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils, modeling_flash_attention_utils
 
 ALIGNMENT = 8
 """Head dimensions are padded to a multiple of this. Source: ATen/native/transformers/attention.cpp."""
@@ -20,6 +20,11 @@ def install_rules() -> None:
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.nn.functional.scaled_dot_product_attention = attend
     torch.nn.Module._apply = _convert  # type: ignore[method-assign]
+    modeling_flash_attention_utils._lazy_imports = lambda *_, **__: (attend_flash, attend_flash, None, None, None)
+    # Both look into the data for what build_model refuses.
+    modeling_flash_attention_utils._is_packed_sequence = lambda *_: False
+    masking_utils.AttentionMaskInterface.register("flash_attention_2", lambda *_, **__: None)
+    PreTrainedModel._flash_attn_can_dispatch = lambda *_, **__: True
     _claim_kernels()
     FakeTensor.__deepcopy__ = _copy  # type: ignore[method-assign]
     from trl.kernels import chunked_logprob
@@ -131,6 +136,24 @@ def attend(
             query, key, value, bias, needs, dropout_p, is_causal, scale=scale
         )[0]
     return out[..., :size] if padding else out
+
+
+def attend_flash(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    **_: Any,
+) -> torch.Tensor:
+    """flash_attn_func of the flash-attn package, by torch's own copy of the kernel, which saves the same: q, k, v, the
+    output and a fp32 number a head. Windows and soft-caps change no size.
+    """
+    found = torch.ops.aten._flash_attention_forward(
+        q, k, v, None, None, q.shape[1], k.shape[1], dropout_p, causal, False, scale=softmax_scale
+    )
+    return found[0]  # type: ignore[no-any-return]
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

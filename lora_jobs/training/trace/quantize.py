@@ -1,13 +1,14 @@
-"""bitsandbytes' own layers on fake tensors: every linear layer of the base in 4 or 8 bits, as transformers loads it."""
+"""bitsandbytes' own layers on fake tensors: every linear layer of the base in 4 or 8 bits, as transformers loads it.
+
+Imported without bitsandbytes, too, which only a quantized job needs.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-import bitsandbytes
 import torch
-from bitsandbytes.functional import create_dynamic_map, int8_vectorwise_quant, name2qmap, quantize_4bit
 from peft import prepare_model_for_kbit_training
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
 def quantize_base(base: Any, spec: JobSpec, quantization: QuantizationSpec) -> Any:
     """The base with quantized layers, prepared for training as `load_base_model` does it."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
     config = build_quantization(quantization)
     weights = {name: part.weight for name, part in base.named_modules() if isinstance(part, torch.nn.Linear)}
     biases = {name: part.bias for name, part in base.named_modules() if isinstance(part, torch.nn.Linear)}
     with unset_fake_temporarily():  # its parameters are subclasses, which cannot hold a fake tensor
         replace_with_bnb_linear(base, get_keys_to_not_convert(base), config)
     for name, module in base.named_modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
+        if isinstance(module, Linear4bit | Linear8bitLt):
             _fill(module, weights.pop(name), quantization)
             module.bias = biases[name]
     base.is_loaded_in_4bit, base.is_loaded_in_8bit = quantization.load_in_4bit, quantization.load_in_8bit
@@ -38,6 +41,8 @@ def quantize_base(base: Any, spec: JobSpec, quantization: QuantizationSpec) -> A
 
 def _fill(module: Any, weight: torch.Tensor, quantization: QuantizationSpec) -> None:
     """Quantize one weight. A plain parameter stands for Params4bit and Int8Params, which cannot hold a fake tensor."""
+    from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
+
     if quantization.load_in_4bit:
         data, state = quantize_4bit(
             weight, compress_statistics=module.weight.compress_statistics, quant_type=module.weight.quant_type
@@ -55,23 +60,20 @@ def _copied(source: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(source, name) for name in names}
 
 
-def count_elements(module: torch.nn.Module, name: str, parameter: torch.Tensor) -> int:
-    """Elements of a module's parameter: two of a quantized weight share a byte."""
-    if name == "weight" and isinstance(module, bitsandbytes.nn.Linear4bit):
-        return int(module.in_features * module.out_features)
-    return parameter.numel()
+def count_elements(parameter: torch.Tensor) -> int:
+    """Elements of a parameter: two of a 4-bit weight share a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def list_state(model: Any) -> list[torch.Tensor]:
     """The tensors of quantized weights that are no parameters: what their scales are kept in."""
     found: list[torch.Tensor | None] = []
-    for part in model.modules():
-        if isinstance(part, bitsandbytes.nn.Linear4bit):
-            state = part.weight.quant_state
+    for parameter in model.parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
             found += [state.absmax, state.code, state.offset]
             found += [state.state2.absmax] if state.state2 is not None else []
-        elif isinstance(part, bitsandbytes.nn.Linear8bitLt):
-            found.append(part.weight.SCB)
+        found.append(getattr(parameter, "SCB", None))
     return [tensor for tensor in found if tensor is not None]
 
 
@@ -108,6 +110,8 @@ def install_rules() -> None:
     """Tell fake tensors that no column of an input is an outlier (how many there are is the data's), and make the table
     that scales are quantized by, which is computed value by value.
     """
+    from bitsandbytes.functional import create_dynamic_map, name2qmap
+
     name2qmap["dynamic"] = create_dynamic_map()
     torch.library.register_fake("bitsandbytes::int8_vectorwise_quant", _quantize_rows, allow_override=True)
     torch.library.register_fake("bitsandbytes::int8_mixed_scaled_mm", _multiply, allow_override=True)

@@ -40,7 +40,7 @@ class StepTrace:
 
 def trace_step(spec: JobSpec, config: Any) -> StepTrace:
     """One step of a job whose model has this config."""
-    books = Books(temporary_bytes())
+    books = Books(temporary_bytes() if spec.model.quantization is not None else {})
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"), books:
         model = build_model(spec, config)
         if spec.training.trainer == "trl":
@@ -73,8 +73,7 @@ def count_parameters(model: Any) -> dict[str, int]:
     """Parameters of the base model and what is trained."""
     counts = {"base": 0, "trainable": 0, "trainable_bytes": 0}
     for name, parameter in model.named_parameters():
-        owner, _, leaf = name.rpartition(".")
-        elements = count_elements(model.get_submodule(owner), leaf, parameter)
+        elements = count_elements(parameter)
         if parameter.requires_grad:
             counts["trainable"] += elements
             counts["trainable_bytes"] += elements * parameter.element_size()
