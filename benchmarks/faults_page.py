@@ -155,7 +155,7 @@ def render_overhead(costs: dict[str, Any]) -> str:
 def render_damage(rows: Rows) -> str:
     lines = [
         (row["case"], row.get("kind", ""), row.get("stock", ""), row["ours"])
-        for row in rows
+        for row in sorted(rows, key=lambda row: (row["group"], "committed:" in row["case"], row["case"]))
         if row["group"] in ("control", "damage", "full disk")
     ]
     return table(("fault in the newest checkpoint", "training", "stock resume", "ours"), lines)
