@@ -51,12 +51,18 @@ def find_adapted(shape: ModelShape, lora: LoraSpec) -> tuple[Module, ...]:
     targets = match_targets(shape, lora.targets, lora.modules_to_save)
     excluded = _find_matches(list(targets), lora.exclude_modules) if lora.exclude_modules else ()
     wanted = set(lora.layers_to_transform)
-    left = tuple(module for module in targets if module not in excluded and (not wanted or module.layer in wanted))
+    left = tuple(module for module in targets if module not in excluded and (not wanted or _number(module) in wanted))
     if left:
         return left
     path = "lora.layers_to_transform" if wanted else "lora.exclude_modules"
     message = f"leaves none of the {len(targets)} layers that target_modules names"
     raise spec_error(path, message, f"{shape.name} has the layers 0 to {shape.num_hidden_layers - 1}")
+
+
+def _number(module: Module) -> int | None:
+    """Number of the layer that a module is in, in a vision tower too: PEFT reads it off the name."""
+    found = re.match(r".*\.(\d+)\.", module.name)
+    return int(found[1]) if found else None
 
 
 def count_targets(shape: ModelShape, lora: LoraSpec) -> dict[str, int]:
