@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec, QuantizationSpec
 
 
+QUANTILES = 256
+"""Entries of the table that 8-bit values are looked up in."""
+
+
 def quantize_base(base: Any, spec: JobSpec, quantization: QuantizationSpec) -> Any:
     """The base with quantized layers, prepared for training as `load_base_model` does it."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -107,12 +111,12 @@ def _product_bytes(inputs: torch.Tensor, _rows: Any, weight: torch.Tensor, *_: A
 
 
 def install_rules() -> None:
-    """Tell fake tensors that no column of an input is an outlier (how many there are is the data's), and make the table
-    that scales are quantized by, which is computed value by value.
+    """Tell fake tensors that no column of an input is an outlier (how many there are is the data's), and give the table
+    that 8-bit values are looked up in, which is computed value by value.
     """
-    from bitsandbytes.functional import create_dynamic_map, name2qmap
+    from bitsandbytes import functional
 
-    name2qmap["dynamic"] = create_dynamic_map()
+    functional.create_dynamic_map = lambda *_, **__: torch.zeros(QUANTILES)
     torch.library.register_fake("bitsandbytes::int8_vectorwise_quant", _quantize_rows, allow_override=True)
     torch.library.register_fake("bitsandbytes::int8_mixed_scaled_mm", _multiply, allow_override=True)
 

@@ -19,7 +19,7 @@ from lora_jobs.sizing.activations import Batch, evaluation_batch, training_batch
 from lora_jobs.training.trace.allocator import Books
 from lora_jobs.training.trace.build import build_model, find_layers
 from lora_jobs.training.trace.kernels import declare_rows
-from lora_jobs.training.trace.quantize import count_elements, list_state, temporary_bytes
+from lora_jobs.training.trace.quantize import QUANTILES, count_elements, list_state, temporary_bytes
 
 if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec
@@ -129,9 +129,6 @@ def _prepare_bitsandbytes(spec: JobSpec, model: Any) -> Any:
     optimizer.step = lambda: None
     return optimizer
 
-
-QUANTILES = 256
-"""Entries of the two tables that 8-bit moments are looked up in."""
 
 PAGED_ELEMENTS = 100_000
 """Smaller tensors' states are not paged. Source: Optimizer8bit.get_state_buffer, bitsandbytes 0.50.2."""
