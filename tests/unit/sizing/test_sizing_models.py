@@ -103,7 +103,8 @@ def test_an_unknown_model_says_what_is_known_and_what_was_meant() -> None:
     error = caught.value
     assert error.problems[0].path == "model.name_or_path"
     assert error.message.endswith("did you mean google/gemma-2-9b-it?")
-    assert "smollm2-135m" in (error.hint or "")
+    assert "lora-jobs models" in (error.hint or "")
+    assert "smollm3" in (error.hint or "")
 
 
 @pytest.mark.parametrize("name", ["", "\0", "no/such/model", "x" * 5000, "../../etc"])
