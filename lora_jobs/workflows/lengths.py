@@ -73,7 +73,7 @@ def judge_lengths(spec: JobSpec, parts: tuple[Rows | None, Rows | None]) -> Iter
             share = f"{format_count(rows.too_long)} of {format_count(len(rows.lengths) + rows.too_long)} rows"
             yield f"{key}: {share} are longer than data.max_length {limit}: left out"
     known = [rows for rows in parts if rows is not None]
-    if spec.data.packing or not known or any(rows.basis != "counted" for rows in known):
+    if spec.data.packing or not known or any(rows.basis != "counted" or rows.too_long for rows in known):
         return
     longest = -(-max(max(rows.lengths) for rows in known) // step) * step
     if longest <= FAR_BELOW * limit:
