@@ -30,7 +30,7 @@ from lora_jobs.training.model import add_adapter, load_base_model, load_tokenize
 from lora_jobs.training.probe import Probe
 from lora_jobs.training.provenance import describe_inputs
 from lora_jobs.training.record import Recorder
-from lora_jobs.training.reports import close_reports, place_reports
+from lora_jobs.training.reports import close_reports, guard_reports, place_reports
 from lora_jobs.training.schedule import PresentRate
 from lora_jobs.training.surroundings import describe_place, record_surroundings
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
@@ -79,6 +79,7 @@ def run_training(
         record_surroundings(run, attempt.number, places, inputs)
         facts |= inputs
     trainer = build_trainer(spec, args, model, tokenizer, train, held_out)
+    guard_reports(trainer)
     trainer.add_callback(Watch(Pace(find_end_time(launch, os.environ), now=time.time()), stop, hang))
     add_callbacks(trainer, spec, run, agreement, stop, recorder, metadata=facts, resume_from=resume_from)
     try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
+
+    from transformers import Trainer, TrainerCallback
 
     from lora_jobs.runs import Run
     from lora_jobs.spec import TrainingSpec
@@ -42,6 +44,41 @@ def place_reports(run: Run, environment: MutableMapping[str, str]) -> None:
     environment.setdefault("TRACKIO_DIR", str(run.directory / "trackio"))
     if is_offline(environment):
         environment.setdefault("WANDB_MODE", "offline")
+
+
+class Harmless:
+    """A tracker's callback whose first error is said in one line and is its last word: it never ends a run."""
+
+    def __init__(self, tracker: TrainerCallback) -> None:
+        self._tracker = tracker
+        self._broken = False
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._tracker, name)
+        if not name.startswith("on_"):
+            return member
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self._broken:
+                return None
+            try:
+                return member(*arguments, **options)
+            except Exception as error:  # noqa: BLE001 - another project's code, beside the training
+                self._broken = True
+                kind = type(self._tracker).__name__.removesuffix("Callback")
+                print(f"lora-jobs: {kind} failed and is left out from here: {error}", file=sys.stderr, flush=True)
+                return None
+
+        return call
+
+
+def guard_reports(trainer: Trainer) -> None:
+    """Make every tracker of a trainer harmless: a full disk or a lost network costs its curves only."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
+    handler = trainer.callback_handler
+    handler.callbacks = [Harmless(each) if isinstance(each, trackers) else each for each in handler.callbacks]
 
 
 def close_reports() -> None:
