@@ -100,7 +100,7 @@ def test_an_array_to_ranked_adapters_and_a_cancelled_task_that_goes_on(slurm: Sl
     """Three tasks at once: two end by themselves, the third would never and is cancelled, then resumed shorter."""
     sweep = submit(tiny, f"training.max_steps=4,8,{ENDLESS}", more=("training.eval_steps=2",))
     array = read_job(sweep.runs[0]).partition("_")[0]
-    queued = slurm.call("squeue", "-h", "-r", "--states=all", "-o", "%i %j").stdout.split("\n")
+    queued = slurm.call("squeue", "-h", "-r", "--states=all", "-n", sweep.name, "-o", "%i %j").stdout.split("\n")
     assert sorted(filter(None, queued)) == [f"{array}_{number} {sweep.name}" for number in range(3)]
     assert [read_job(run) for run in sweep.runs] == [f"{array}_0", f"{array}_1", f"{array}_2"]
     (row,) = find_status().runs
