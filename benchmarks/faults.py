@@ -118,7 +118,8 @@ def run_part(part: Part, directory: Path, kills: int) -> dict[str, Any]:
     with log.open("w") as output:
         subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output, check=False)
     seconds = time.monotonic() - began
-    found = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+    lines = rows.read_text().replace(f"{directory}/", "").splitlines() if rows.exists() else []
+    found = [json.loads(line) for line in lines]
     tests, failed = 0, []
     for case in ElementTree.parse(report).getroot().iter("testcase"):  # noqa: S314 - our own file
         name = case.get("name", "")

@@ -23,8 +23,8 @@ SCREEN = ("<!-- make readme: check -->\n", "<!-- /make readme: check -->\n")
 
 
 def capture_screen() -> str:
-    """What `check` prints for the example job into a pipe, from an empty runs folder; without a warning of this
-    machine's disk, the last there is.
+    """What `check` prints for the example job into a pipe, from an empty runs folder; the home directory as ~, and
+    without a warning of this machine's disk, the last there is.
     """
     with tempfile.TemporaryDirectory() as runs:
         argv = [sys.executable, "-m", "lora_jobs", "check", SPEC, "--set", "resources.account=MY_PROJECT"]
@@ -36,7 +36,8 @@ def capture_screen() -> str:
             stdout=subprocess.PIPE,
             text=True,
         )
-    shown = ["$ lora-jobs " + " ".join(argv[3:]), *(line.rstrip() for line in done.stdout.split(DISK)[0].splitlines())]
+    printed = done.stdout.split(DISK)[0].replace(str(Path.home()), "~")
+    shown = ["$ lora-jobs " + " ".join(argv[3:]), *(line.rstrip() for line in printed.splitlines())]
     return "\n" + "".join(f"    {line}".rstrip() + "\n" for line in shown) + "\n"
 
 
