@@ -260,18 +260,23 @@ def _expanded_keys(shape: ModelShape, batch: Batch) -> int:
 def _adapter_bytes(
     spec: JobSpec, shape: ModelShape, precision: Precision, kernel: Attention, targets: Mapping[str, int]
 ) -> int:
-    """Per adapted layer: its input (its own copy where it is cast or dropped out), a mask byte, and A's output r."""
+    """Per adapted layer: its input (its own copy where it is cast or dropped out), a mask byte, and A's output r.
+
+    What the attention gives is kept once, for itself and for o_proj, where it comes out in the order of tokens. Behind
+    a fused projection flash gives it in the order of heads, as it gets its queries there, and o_proj's is a copy.
+    """
     h, q, i = shape.hidden_size, shape.query_size, shape.intermediate_size
     dropout = spec.lora.lora_dropout > 0
     width = precision.lora_input
     outputs = width * sum(targets.values())
     groups = ((QKV, h), (("o_proj",), q), (GATE_UP, h), (("down_proj",), i))
+    shares_output = kernel == "efficient" or (kernel == "flash" and not shape.traits.fused_projections)
     total = outputs
     for names, size in groups:
         adapted = len([name for name in names if name in targets])
         if dropout or not precision.shares_input:
             total += adapted * (width + (1 if dropout else 0)) * size
-        elif adapted and not (names == ("o_proj",) and kernel != "eager"):
+        elif adapted and not (names == ("o_proj",) and shares_output):
             total += width * size
     return total
 

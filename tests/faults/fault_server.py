@@ -104,7 +104,7 @@ def run_stock(job: StockJob, environment: dict[str, str]) -> None:
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     if "poll" in request:
         return rank_server.answer(request)
-    pid = os.fork()
+    pid = rank_server.fork_rank() if "run" in request else os.fork()
     if pid == 0:
         run_child(request)
     return {"pid": pid}

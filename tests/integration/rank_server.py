@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 
@@ -44,11 +45,22 @@ def run_rank(directory: str, environment: dict[str, str]) -> None:
         os._exit(code)
 
 
+def fork_rank() -> int:
+    """os.fork. Until a rank listens to the stop signals it ignores them, as it does in the shell of the job script."""
+    numbers = (signal.SIGTERM, signal.SIGUSR2)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    pid = os.fork()
+    if pid != 0:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    return pid
+
+
 def answer(request: dict[str, object]) -> dict[str, object]:
     if "poll" in request:
         pid, status = os.waitpid(int(str(request["poll"])), os.WNOHANG)
         return {"code": None if pid == 0 else os.waitstatus_to_exitcode(status)}
-    pid = os.fork()
+    pid = fork_rank()
     if pid == 0:
         run_rank(str(request["run"]), dict(request["start"]))  # type: ignore[call-overload]
     return {"pid": pid}
