@@ -12,6 +12,8 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
+# Two at a time: a file's tests stay together, and so do all tests of the real Slurm. One by one: make test WORKERS=
+WORKERS ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 # A CPU build of torch from another index: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
@@ -65,14 +67,14 @@ browser:
 		echo "chromium is not installed: the test of the report in a browser is skipped (apt-get install chromium)."
 
 test: $(VENV)/.dev slurm-packages browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q $(WORKERS) tests/unit
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
