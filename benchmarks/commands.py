@@ -57,7 +57,9 @@ def measure_pairs(what: str, call: Callable[[], object], against: str, other: Ca
 
 
 def run_python(*arguments: str) -> Callable[[], object]:
+    """Our modules are byte-compiled in the first call, the warm-up, as those of an installed package are."""
     environment = {**os.environ, "LORA_JOBS_HOME": tempfile.gettempdir() + "/lora-jobs-bench-none"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return lambda: subprocess.run(
         [sys.executable, *arguments], check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
     )

@@ -32,6 +32,10 @@ class LoraJobsError(Exception):
         self.message = message
         self.hint = hint
 
+    def to_text(self) -> str:
+        """The message and the next step, as programs beside the command line print them."""
+        return f"lora-jobs: {self.message}" + (f"\nnext: {self.hint}" if self.hint else "")
+
 
 class SpecError(LoraJobsError):
     """A bad spec or bad usage; `problems` holds everything that is wrong, not only the first."""

@@ -306,9 +306,7 @@ def main(arguments: Sequence[str]) -> int:
                 print("usage: python -m lora_jobs.training.attempt begin RUN | end RUN CODE", file=sys.stderr)
                 return 2
     except LoraJobsError as error:
-        print(
-            f"lora-jobs: {error.message}", *([f"next: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr
-        )
+        print(error.to_text(), file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -153,9 +153,7 @@ def main(arguments: Sequence[str]) -> int:
             make_drawings(options.data)
             make_model(options.models)
     except LoraJobsError as error:
-        print(
-            f"lora-jobs: {error.message}", *([f"next: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr
-        )
+        print(error.to_text(), file=sys.stderr)
         return error.exit_code
     return 0
 

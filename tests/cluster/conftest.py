@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,6 +33,16 @@ def slurm_session() -> Iterator[SlurmCluster]:
     finally:
         cluster.stop()
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with models/, data/tiny/ and the environment file of the cluster; nothing writes there."""
+    directory = tmp_path_factory.mktemp("tiny")
+    command = [sys.executable, "-m", "lora_jobs.training.demo", "tiny", "--models", "models", "--data", "data"]
+    subprocess.run(command, cwd=directory, check=True, stdout=subprocess.DEVNULL)
+    shutil.copy(Path(__file__).with_name("test_cluster.yaml"), directory)
+    return directory
 
 
 @pytest.fixture

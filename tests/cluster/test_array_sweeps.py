@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -28,20 +27,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slurm, pytest.mark.train]
 
 SPEC = Path(__file__).parents[2] / "jobs" / "tiny_gemma2.yaml"
-ENVIRONMENT = Path(__file__).with_name("test_cluster.yaml")
 ENDLESS = 100_000
 SECONDS = 400.0
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory, slurm_session: SlurmCluster) -> Path:
-    directory = tmp_path_factory.mktemp("tiny")
-    subprocess.run(
-        [sys.executable, "-m", "lora_jobs.training.demo", "tiny", "--models", "models", "--data", "data"],
-        cwd=directory, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    shutil.copy(ENVIRONMENT, directory)
-    return directory
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +37,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-def overrides(tiny: Path, *more: str) -> list[str]:
-    data = json.dumps(f"{tiny}/data/tiny/prompt.jsonl")
+def overrides(tiny_files: Path, *more: str) -> list[str]:
+    data = json.dumps(f"{tiny_files}/data/tiny/prompt.jsonl")
     return [
-        f"model.name_or_path={json.dumps(f'{tiny}/models/tiny_gemma2')}",
+        f"model.name_or_path={json.dumps(f'{tiny_files}/models/tiny_gemma2')}",
         f"data.train={data}",
         f"data.eval={data}",
-        f"resources.cluster={json.dumps(f'{tiny}/test_cluster.yaml')}",
+        f"resources.cluster={json.dumps(f'{tiny_files}/test_cluster.yaml')}",
         f"resources.account={ACCOUNT}",
         "resources.gpus_per_node=1",
         "training.save_steps=2",
@@ -64,8 +51,8 @@ def overrides(tiny: Path, *more: str) -> list[str]:
     ]
 
 
-def submit(tiny: Path, *sweep: str, more: tuple[str, ...] = (), **options: Any) -> Sweep:
-    report = submit_spec(SPEC, overrides(tiny, *more), sweep=sweep, cluster="slurm", **options)
+def submit(tiny_files: Path, *sweep: str, more: tuple[str, ...] = (), **options: Any) -> Sweep:
+    report = submit_spec(SPEC, overrides(tiny_files, *more), sweep=sweep, cluster="slurm", **options)
     assert isinstance(report, SweepReport)
     assert report.sweep is not None
     return report.sweep
@@ -96,9 +83,9 @@ def read_job(run: Run) -> str:
     return load_submissions(run)[-1].job_id
 
 
-def test_an_array_to_ranked_adapters_and_a_cancelled_task_that_goes_on(slurm: SlurmCluster, tiny: Path):
+def test_an_array_to_ranked_adapters_and_a_cancelled_task_that_goes_on(slurm: SlurmCluster, tiny_files: Path):
     """Three tasks at once: two end by themselves, the third would never and is cancelled, then resumed shorter."""
-    sweep = submit(tiny, f"training.max_steps=4,8,{ENDLESS}", more=("training.eval_steps=2",))
+    sweep = submit(tiny_files, f"training.max_steps=4,8,{ENDLESS}", more=("training.eval_steps=2",))
     array = read_job(sweep.runs[0]).partition("_")[0]
     queued = slurm.call("squeue", "-h", "-r", "--states=all", "-n", sweep.name, "-o", "%i %j").stdout.split("\n")
     assert sorted(filter(None, queued)) == [f"{array}_{number} {sweep.name}" for number in range(3)]
@@ -134,8 +121,8 @@ def test_an_array_to_ranked_adapters_and_a_cancelled_task_that_goes_on(slurm: Sl
     assert ask("status", sweep.name)["runs"][1]["values"] == {"training.max_steps": 8}
 
 
-def test_throttle_and_cancel_all(slurm: SlurmCluster, tiny: Path):
-    sweep = submit(tiny, "lora.r=2,4,8", more=(f"training.max_steps={ENDLESS}",), throttle=1)
+def test_throttle_and_cancel_all(slurm: SlurmCluster, tiny_files: Path):
+    sweep = submit(tiny_files, "lora.r=2,4,8", more=(f"training.max_steps={ENDLESS}",), throttle=1)
     array = read_job(sweep.runs[0]).partition("_")[0]
     wait_until(sweep, lambda seen: seen[sweep.runs[0].id].state == "RUNNING")
     wait_until(sweep, lambda seen: seen[sweep.runs[1].id].reason == "JobArrayTaskLimit")
@@ -147,12 +134,12 @@ def test_throttle_and_cancel_all(slurm: SlurmCluster, tiny: Path):
     wait_until(sweep, lambda seen: not any(status.active for status in seen.values()) and slurm.is_idle())
 
 
-def test_what_the_cluster_refuses_leaves_nothing(slurm: SlurmCluster, tiny: Path, home: Path):
+def test_what_the_cluster_refuses_leaves_nothing(slurm: SlurmCluster, tiny_files: Path, home: Path):
     with pytest.raises(ClusterError, match="this account may not be used by you"):
-        submit(tiny, "lora.r=2,4", more=("resources.account=nobody",))
+        submit(tiny_files, "lora.r=2,4", more=("resources.account=nobody",))
     seeds = ",".join(str(number) for number in range(501))
     with pytest.raises(SubmissionError, match=r"1,002 tasks, an array may have 1,001 here \(MaxArraySize") as caught:
-        submit(tiny, "lora.r=2,4", f"training.seed={seeds}")
+        submit(tiny_files, "lora.r=2,4", f"training.seed={seeds}")
     assert caught.value.exit_code == 4
     assert not home.exists() or list(home.iterdir()) == []
     assert list_runs(home) == []

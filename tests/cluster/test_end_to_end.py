@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +58,8 @@ class Tiny:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory, slurm_session: SlurmCluster) -> Tiny:
-    directory = tmp_path_factory.mktemp("tiny")
-    subprocess.run(
-        [sys.executable, "-m", "lora_jobs.training.demo", "tiny", "--models", "models", "--data", "data"],
-        cwd=directory, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    shutil.copy(ENVIRONMENT, directory)
-    return Tiny(directory)
+def tiny(tiny_files: Path) -> Tiny:
+    return Tiny(tiny_files)
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,22 +43,13 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("families")
-    command = [sys.executable, "-m", "lora_jobs.training.demo", "tiny", "--models", "models", "--data", "data"]
-    subprocess.run(command, cwd=directory, check=True, capture_output=True)
-    shutil.copy(Path(__file__).with_name("test_cluster.yaml"), directory)
-    return directory
-
-
-def submit_small(name: str, tiny: Path) -> Run:
+def submit_small(name: str, tiny_files: Path) -> Run:
     model, (train, held_out), smaller = CASES[name]
     overrides = [
-        f"model.name_or_path={json.dumps(str(tiny / 'models' / model))}",
-        f"data.train={json.dumps(str(tiny / f'data/tiny/{train}.jsonl'))}",
-        f"data.eval={json.dumps(str(tiny / f'data/tiny/{held_out}.jsonl'))}",
-        f"resources.cluster={json.dumps(str(tiny / 'test_cluster.yaml'))}",
+        f"model.name_or_path={json.dumps(str(tiny_files / 'models' / model))}",
+        f"data.train={json.dumps(str(tiny_files / f'data/tiny/{train}.jsonl'))}",
+        f"data.eval={json.dumps(str(tiny_files / f'data/tiny/{held_out}.jsonl'))}",
+        f"resources.cluster={json.dumps(str(tiny_files / 'test_cluster.yaml'))}",
         f"resources.account={ACCOUNT}",
         "resources.partition=boost_usr_prod",
         "resources.gpu=null",
@@ -78,11 +66,11 @@ def submit_small(name: str, tiny: Path) -> Run:
 
 
 def test_five_families_to_their_adapters(
-    slurm: SlurmCluster, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: SlurmCluster, tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORA_JOBS_HOME", str(tmp_path / "runs"))
-    runs = {name: submit_small(name, tiny) for name in CASES}
+    runs = {name: submit_small(name, tiny_files) for name in CASES}
     deadline = time.monotonic() + SECONDS
     while any(status.active for status in observe_runs(list(runs.values())).runs):
         assert time.monotonic() < deadline, observe_runs(list(runs.values()))

@@ -40,24 +40,6 @@ def fault(event: str, step: int, number: str = "SIGKILL", nth: int = 1) -> dict[
     return {"event": event, "step": step, "signal": number, "nth": nth}
 
 
-def start_ours(
-    server: RankServer, run: Run, ranks: int, faults: dict[int, Sequence[dict[str, Any]]] | None = None
-) -> Job:
-    """Start our ranks as submitit's local executor does; `faults` by rank."""
-    job_id = f"test{next(server.numbers)}"
-    pids = []
-    for rank in range(ranks):
-        environment = {
-            "SUBMITIT_LOCAL_JOB_ID": job_id,
-            "SUBMITIT_LOCAL_NTASKS": f"{ranks}",
-            "SUBMITIT_LOCAL_GLOBALID": f"{rank}",
-            "SUBMITIT_LOCAL_LOCALID": f"{rank}",
-        }
-        request = {"start": environment, "run": str(run.directory), "faults": list((faults or {}).get(rank, ()))}
-        pids.append(server.ask(request)["pid"])
-    return Job(server, pids)
-
-
 def start_stock(server: RankServer, job: StockJob, ranks: int, faults: Sequence[dict[str, Any]] = ()) -> Job:
     """Start the ranks of a stock training as torchrun's environment variables would have it."""
     with socket.socket() as probe:
@@ -130,7 +112,7 @@ def resume_stock(
 def resume_ours(server: RankServer, run: Run, ranks: int, *, older: str, reference: str) -> Outcome:
     """Resume one of our runs and say what it did."""
     known = len(load_attempts(run))
-    codes, hung = wait_or_end(start_ours(server, run, ranks))
+    codes, hung = wait_or_end(server.start(run, ranks))
     attempt = load_attempts(run)[known]
     if hung:
         return Outcome("hung", read_logs(run)[-500:])
@@ -179,13 +161,13 @@ def make_stopped(server: RankServer, kind: str, root: Path, tiny: Path, *, stock
     sections, ranks = KINDS[kind]
     kill = [fault("on_step_end", 5)]
     whole = create_tiny_run(root, f"{kind}_whole-1", tiny, **sections)
-    codes, _ = wait_or_end(start_ours(server, whole, ranks))
+    codes, _ = wait_or_end(server.start(whole, ranks))
     assert codes == [0] * ranks, read_logs(whole)
     stopped = {}
     for name, seed in (("stopped", 42), ("other", 7)):
         changed = {**sections, "training": {**sections["training"], "seed": seed}}
         run = stopped[name] = create_tiny_run(root, f"{kind}_{name}-1", tiny, **changed)
-        codes, _ = wait_or_end(start_ours(server, run, ranks, dict.fromkeys(range(ranks), kill)))
+        codes, _ = wait_or_end(server.start(run, ranks, dict.fromkeys(range(ranks), kill)))
         assert codes == [-9] * ranks, read_logs(run)
         assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     job = StockJob(str(root / f"{kind}_stock"), str(tiny), 2 if kind == "zero2" else None)

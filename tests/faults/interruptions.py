@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fault_ranks import STUCK_SECONDS, start_ours, wait_or_end
+from fault_ranks import STUCK_SECONDS, wait_or_end
 from tiny_runs import TIMEOUT_SECONDS, Job, RankServer, hash_adapter, read_logs
 
 from lora_jobs.checkpoints import choose_checkpoint
@@ -60,7 +60,7 @@ def interrupt(
     """One start with faults in the ranks, or with something done to them from outside."""
     if by_hand:
         note_start(run)
-    job = start_ours(server, run, ranks, faults)
+    job = server.start(run, ranks, faults)
     if meanwhile is not None:
         meanwhile(job)
     codes, hung = wait_or_end(job, patience=patience)
@@ -70,7 +70,7 @@ def interrupt(
 def finish(server: RankServer, run: Run, ranks: int) -> str:
     """Train to the end without a fault; the adapter's hash."""
     note_start(run)
-    codes, hung = wait_or_end(start_ours(server, run, ranks))
+    codes, hung = wait_or_end(server.start(run, ranks))
     assert codes == [0] * ranks, read_logs(run)
     assert not hung
     return hash_adapter(run)

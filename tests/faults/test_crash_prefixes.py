@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fault_ranks import KINDS, fault, start_ours, wait_or_end
+from fault_ranks import KINDS, fault, wait_or_end
 from save_recording import CALLS, RECORDING, Operation, Replay, load_recording, parse_strace, render_recording
 from tiny_runs import RankServer, create_tiny_run, read_logs
 
@@ -38,7 +38,7 @@ def save_twice(server: RankServer, run: Run, log: Path | None) -> None:
     """Train to step 7 with saves at 2, 4 and 6; from step 3 on strace writes to `log`."""
     ranks = KINDS["zero2"][1]
     faults = [*([fault("on_step_end", 3, "SIGSTOP")] if log else []), fault("on_step_end", 7)]
-    job = start_ours(server, run, ranks, dict.fromkeys(range(ranks), faults))
+    job = server.start(run, ranks, dict.fromkeys(range(ranks), faults))
     if log is not None:
         for pid in job.pids:
             wait_until_stopped(pid)

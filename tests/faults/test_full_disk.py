@@ -19,7 +19,6 @@ from fault_ranks import (
     fault,
     find_error,
     resume_stock,
-    start_ours,
     start_stock,
     wait_or_end,
 )  # fmt: skip
@@ -87,7 +86,7 @@ def test_a_disk_that_gets_full_within_a_save(
         run = create_tiny_run(small, "full-1", tiny, **KINDS["zero2"][0])
         stop = {} if noticed else {0: [{**fault("on_log", 4), "fill": str(small / "filler"), "leave": leave}]}
         if noticed:
-            codes, _ = wait_or_end(start_ours(server, run, 2, {rank: [fault("on_step_end", 3)] for rank in (0, 1)}))
+            codes, _ = wait_or_end(server.start(run, 2, {rank: [fault("on_step_end", 3)] for rank in (0, 1)}))
             assert codes == [-9, -9], read_logs(run)
             resize(small, str(count_bytes(small) + leave))
         ended = interrupt(server, run, 2, faults=stop)

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fault_ranks import KINDS, SAVE_STEPS, start_ours, wait_or_end
+from fault_ranks import KINDS, SAVE_STEPS, wait_or_end
 from interruptions import Interrupted, finish, interrupt
 from tiny_runs import Job, RankServer, create_tiny_run, hash_adapter, read_logs
 
@@ -46,7 +46,7 @@ def whole(
             sections, ranks = KINDS[kind]
             run = create_tiny_run(root, f"{kind}-1", tiny, **sections)
             began = time.monotonic()
-            codes, _ = wait_or_end(start_ours(server, run, ranks))
+            codes, _ = wait_or_end(server.start(run, ranks))
             assert codes == [0] * ranks, read_logs(run)
             made[kind] = (hash_adapter(run), time.monotonic() - began)
         return made[kind]

@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from fault_ranks import KINDS, fault, start_ours, wait_or_end
+from fault_ranks import KINDS, fault, wait_or_end
 from interruptions import interrupt
 from test_local_runs import EVERY, Shell, wait_for_end
 from tiny_runs import RankServer, create_tiny_run, hash_adapter, read_logs, wait_for_step
@@ -53,7 +53,7 @@ def test_two_starts_without_a_new_step_are_the_last(
     for _ in range(3):
         ended = interrupt(server, run, ranks, faults={0: [fault("on_step_end", 3)]}, by_hand=False)
         assert ended.codes == [-signal.SIGKILL]
-    codes, hung = wait_or_end(start_ours(server, run, ranks))
+    codes, hung = wait_or_end(server.start(run, ranks))
     refused = load_attempts(run)[-1]
     record("stop", "two starts without a new step", hung=hung, ours_detail=refused.reason,
            ours="stopped and explained" if codes == [EXIT_NO_PROGRESS] else "started again")  # fmt: skip
@@ -68,9 +68,9 @@ def test_two_starts_at_once(
     """The second finds the first one's lease and leaves; the first one ends as if alone."""
     sections, ranks = KINDS["zero2"]
     run = create_tiny_run(tmp_path, "shared-1", tiny, **sections)
-    first = start_ours(server, run, ranks, {rank: [fault("on_step_end", 3, "SIGSTOP")] for rank in (0, 1)})
+    first = server.start(run, ranks, {rank: [fault("on_step_end", 3, "SIGSTOP")] for rank in (0, 1)})
     wait_for_step(run, 2)
-    second, _ = wait_or_end(start_ours(server, run, ranks))  # its other rank is the launcher's to end
+    second, _ = wait_or_end(server.start(run, ranks))  # its other rank is the launcher's to end
     first.kill(signal.SIGCONT)
     codes, hung = wait_or_end(first)
     same = codes == [0, 0] and hash_adapter(run) == uninterrupted(sections, ranks)

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from terminals import read_until_closed
+
 from lora_jobs.runs import Submission, append_submission, create_run
 
 RECORDED = Path(__file__).parents[1] / "slurm_output" / "22.05"
@@ -41,14 +43,7 @@ def test_watch_on_a_terminal(tmp_path: Path) -> None:
         if select.select([terminal], [], [], 0.5)[0]:
             shown += os.read(terminal, 65536)
     process.send_signal(signal.SIGINT)
-    while True:
-        try:
-            if not (more := os.read(terminal, 65536)):
-                break
-        except OSError:  # the other end is closed
-            break
-        shown += more
-    os.close(terminal)
+    shown += read_until_closed(terminal)
     assert process.wait(30) == 130
     text = shown.decode()
     first, second = text.split("\x1b[H")[-2:]

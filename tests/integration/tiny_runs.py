@@ -20,7 +20,7 @@ from lora_jobs.spec import JobSpec, parse_spec, render_spec
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 HERE = Path(__file__).parent
 TIMEOUT_SECONDS = 240.0
@@ -69,8 +69,13 @@ class RankServer:
         environment = {"SLURM_JOB_ID": job_id, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", **more}
         return Job(self, [self.ask({"start": environment, "run": str(run.directory)})["pid"]])
 
-    def start(self, run: Run, ranks: int, **more: str) -> Job:
-        """Start a run's ranks as submitit's local executor does: by its environment variables, and `more` of them."""
+    def start(
+        self, run: Run, ranks: int, faults: Mapping[int, Sequence[dict[str, Any]]] | None = None, **more: str
+    ) -> Job:
+        """Start a run's ranks as submitit's local executor does: by its environment variables, and `more` of them.
+
+        `faults` by rank, for the server of the fault tests.
+        """
         job_id = f"test{next(self.numbers)}"
         pids = []
         for rank in range(ranks):
@@ -81,7 +86,10 @@ class RankServer:
                 "SUBMITIT_LOCAL_LOCALID": f"{rank}",
                 **more,
             }
-            pids.append(self.ask({"start": environment, "run": str(run.directory)})["pid"])
+            request: dict[str, Any] = {"start": environment, "run": str(run.directory)}
+            if faults:
+                request["faults"] = list(faults.get(rank, ()))
+            pids.append(self.ask(request)["pid"])
         return Job(self, pids)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from terminals import read_until_closed
 
 PROGRAM = """
 from dataclasses import fields
@@ -43,17 +44,8 @@ def test_on_a_terminal_a_bar_moves_and_no_step_is_a_line() -> None:
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=end, stdout=end, stderr=end, env=environment)
     os.close(end)
-    shown = b""
-    while True:
-        try:
-            if not (more := os.read(terminal, 65536)):
-                break
-        except OSError:  # the other end is closed
-            break
-        shown += more
-    os.close(terminal)
+    text = read_until_closed(terminal).decode()
     assert process.wait(30) == 0
-    text = shown.decode()
     assert "completed ━" in text
     assert "2/2 loss 1.5000" in text
     assert "step 2/2  loss" not in text
