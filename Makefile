@@ -15,7 +15,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd munge mariadb-server
 # Tests and measurements start hundreds of processes: none of them is to compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Two at a time: a file's tests stay together, and so do all tests of the real Slurm. One by one: make test WORKERS=
-WORKERS ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # A CPU build of torch from another index: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 

@@ -27,12 +27,18 @@ def slurm_session() -> Iterator[SlurmCluster]:
         pytest.skip(missing)
     root = Path(tempfile.mkdtemp(prefix="lora-jobs-slurm-"))  # short: it holds sockets
     cluster = SlurmCluster(root)
+    # Whoever kills the tests, or presses Ctrl-C twice, leaves no daemons behind.
+    program = Path(__file__).with_name("slurm_cluster.py")
+    down = [sys.executable, str(program), "down", str(root), "--after", str(os.getpid())]
+    guard = subprocess.Popen(down, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
         shutil.rmtree(root, ignore_errors=True)
+        guard.kill()
+        guard.wait()
 
 
 @pytest.fixture(scope="session")

@@ -397,6 +397,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("action", choices=["up", "down"])
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--after", metavar="PID", type=int, help="down: wait for the end of this process first")
     arguments = parser.parse_args()
     root = arguments.directory.resolve()
     if (missing := find_missing()) is not None:
@@ -407,6 +408,9 @@ def main() -> int:
         print(f"export SLURM_CONF={root / 'slurm.conf'}")
         print(f"up: account {ACCOUNT}, resources.cluster=tests/cluster/test_cluster.yaml", file=sys.stderr)
         return 0
+    if arguments.after is not None:
+        while psutil.pid_exists(arguments.after):
+            time.sleep(1)
     if not (root / "cluster.json").exists():
         print(f"no cluster was started in {root}", file=sys.stderr)
         return 1
