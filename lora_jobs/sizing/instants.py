@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.sizing.activations import (
     Batch,
-    LayerCost,
     evaluation_batch,
     input_needs_gradient,
-    layer_costs,
     mask_bytes,
     norm_bytes,
     rope_bytes,
     training_batch,
 )
+from lora_jobs.sizing.layers import LayerCost, layer_costs
 from lora_jobs.sizing.losses import LossCost, loss_cost
 from lora_jobs.sizing.modules import list_modules
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision, choose_precision
@@ -156,17 +155,16 @@ def _weight_casts(step: Step, layers: int) -> int:
 def _activations(step: Step) -> dict[str, int]:
     """A: what forward has saved when the loss is reached. With checkpointing one input per layer, else everything."""
     tokens = step.batch.tokens
-    final_norm = norm_bytes(step.shape.hidden_size) * tokens
     if step.checkpointing:
         saved = step.layer_input * len(step.layers)
-        return {"checkpoints": saved + final_norm, **_shared(step)}
+        return {"checkpoints": saved + _final_norm(step), **_shared(step)}
     saved = sum(layer.saved for layer in step.layers) * tokens
     if not input_needs_gradient(step.spec, step.shape):
         normed = normed_input(step.spec, step.shape, step.precision)
         saved -= (step.layers[0].first_unneeded + normed) * tokens
     saved -= attention_output(step.spec, step.shape, step.precision) * len(step.layers) * tokens
     return {
-        "saved_activations": saved + final_norm,
+        "saved_activations": saved + _final_norm(step),
         "adapter_casts": _adapter_casts(step, step.adapter_elements),
         "weight_casts": _weight_casts(step, len(step.layers)),
         "dora": sum(layer.dora for layer in step.layers),
@@ -174,12 +172,32 @@ def _activations(step: Step) -> dict[str, int]:
     }
 
 
+def _final_norm(step: Step) -> int:
+    """Bytes that the norm after the last layer keeps."""
+    return norm_bytes(step.shape.hidden_size) * step.batch.tokens
+
+
 def _layer_forward(step: Step) -> list[Instant]:
-    """The last layer's forward pass, where DoRA rebuilds a weight beside everything saved."""
-    if step.checkpointing or not step.layers[-1].dora_transient:
+    """The last layer's forward pass: without checkpointing DoRA rebuilds a weight there beside everything saved; with
+    it, what runs through the MLP may be more than the loss takes after it (adapters of high rank, a small vocabulary).
+    Eager attention's scores always weigh more in the backward pass.
+    """
+    last, quantized = step.layers[-1], step.spec.model.quantization is not None
+    dora = last.dora_peak
+    if step.checkpointing and not (dora or quantized or last.attention_backward or step.state.merged_head):
+        layer = {
+            "checkpoints": step.layer_input * len(step.layers),
+            "adapter_casts": _adapter_casts(step, step.adapter_elements),
+            "forward_layer": last.mlp_forward * step.batch.tokens,
+            **_shared(step),
+        }
+    elif dora and not step.checkpointing:
+        layer = _activations(step)
+        layer["saved_activations"] += dora.saved - last.saved * step.batch.tokens - _final_norm(step)
+        layer |= {"dora": layer["dora"] + dora.kept - last.dora, "dora_rebuilt_weight": dora.rebuilt}
+    else:
         return []
-    parts = {**_fixed(step), **_activations(step), "dora_rebuilt_weight": step.layers[-1].dora_transient}
-    return [Instant("layer_forward", "in the forward pass of the last layer", parts)]
+    return [Instant("layer_forward", "in the forward pass of the last layer", {**_fixed(step), **layer})]
 
 
 def _merged_head(step: Step) -> dict[str, int]:
@@ -257,9 +275,13 @@ def _recomputed(step: Step, layer: LayerCost) -> dict[str, int]:
         "weight_casts": _weight_casts(step, 1),
         "dora": layer.dora,
     }
-    recomputing = layer.saved * step.batch.tokens + layer.dora_transient
-    if recomputing > parts["recomputed_layer"]:
-        parts |= {"recomputed_layer": layer.saved * step.batch.tokens, "dora_rebuilt_weight": layer.dora_transient}
+    dora = layer.dora_peak
+    # Beside the gradient of what the layer gives, fp32 and cast; twice, unless a norm is the layer's last. Traced.
+    copies = 2 if step.shape.traits.norms_per_layer == 2 else 1
+    gradient = copies * (SINGLE + step.precision.residual) * step.layer_input // step.precision.residual
+    if dora and dora.total + gradient > parts["recomputed_layer"] + parts["dora"]:
+        rebuilding = {"recomputed_layer": dora.saved + gradient, "dora": dora.kept, "dora_rebuilt_weight": dora.rebuilt}
+        parts |= rebuilding
     return parts
 
 

@@ -40,6 +40,7 @@ def test_llama_with_checkpointing_is_the_formula_sheet(make_spec: SpecMaker) -> 
     saved = 2 * H * L * T + ROPE + (4 * H + 4) * T
     recomputed = 33 * H + 3 * Q + 19 * MID + FLASH + 14 * R + 8
     assert instants(estimate(make_spec)) == {
+        "layer_forward": FIXED + ROPE + 2 * N + 2 * H * L * T + (12 * MID + 6 * H) * T,
         "loss_forward": FIXED + saved + 10 * V * T + 2 * H * T + 2 * N,
         "loss_backward": FIXED + saved + 12 * V * T,
         "first_layer_backward": FIXED + ROPE + 2 * N // L + 2 * H * L * T + recomputed * T,
