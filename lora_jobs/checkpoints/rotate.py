@@ -10,12 +10,11 @@ from lora_jobs.checkpoints.aside import remove, set_aside
 from lora_jobs.checkpoints.choose import list_checkpoints
 from lora_jobs.checkpoints.manifest import MANIFEST, PINNED
 from lora_jobs.checkpoints.verify import verify_checkpoint
+from lora_jobs.runs import FEWEST_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
-
-FEWEST_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)

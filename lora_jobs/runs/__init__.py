@@ -32,6 +32,7 @@ from lora_jobs.runs.lease import Lease, hold_run, load_lease, release_lease, ren
 from lora_jobs.runs.lengths import RowLengths, load_lengths, record_lengths
 from lora_jobs.runs.metrics import append_metrics, latest_metrics, load_metrics, sync_metrics
 from lora_jobs.runs.policy import (
+    FEWEST_KEPT,
     NO_PROGRESS,
     SLURM_STATES,
     Decision,
@@ -83,6 +84,7 @@ __all__ = [
     "EXIT_NO_PROGRESS",
     "EXIT_SAVED",
     "FAILED",
+    "FEWEST_KEPT",
     "NO_PROGRESS",
     "RUNNING",
     "SAVED",

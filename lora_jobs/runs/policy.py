@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Decision = Literal["done", "requeue", "stop"]
 
+FEWEST_KEPT = 2
+"""So many of the newest committed checkpoints are never rotated away."""
+
 
 def decide_after(cause: Cause, *, attempts: Sequence[Attempt], resume: ResumeSpec) -> tuple[Decision, str | None]:
     """What follows an attempt that ended this way, and why it stops where it could have gone on.

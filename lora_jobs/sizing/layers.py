@@ -6,6 +6,7 @@ Letters as in activations.py. Source: traces of transformers' and PEFT's own cod
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lora_jobs.sizing import dora, quantized
@@ -27,12 +28,11 @@ from lora_jobs.sizing.parameters import trainable_tensors
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from lora_jobs.sizing.gpus import Gpu
     from lora_jobs.sizing.models import ModelShape
-    from lora_jobs.sizing.modules import Module
-    from lora_jobs.spec.job import JobSpec
+    from lora_jobs.spec.job import JobSpec, LoraSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +73,40 @@ class LayerCost:
         return max(self.dora_moments, key=lambda moment: moment.total, default=None)
 
 
-def layer_costs(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision, batch: Batch) -> list[LayerCost]:
-    """The cost of every layer; layers differ by window and by which of their projections carry an adapter."""
+@dataclass(frozen=True, slots=True)
+class _Adapted:
+    """The adapters of one layer: rank by projection, and all their parameters."""
+
+    ranks: tuple[tuple[str, int], ...]
+    elements: int
+
+
+@lru_cache(maxsize=64)  # a dozen changes are tried on a job, and few of them change this
+def _list_adapted(shape: ModelShape, lora: LoraSpec) -> tuple[_Adapted, ...]:
     ranks: list[dict[str, int]] = [{} for _ in range(shape.num_hidden_layers)]
     elements = [0] * shape.num_hidden_layers
-    rebuilt: list[list[Module]] = [[] for _ in range(shape.num_hidden_layers)]
-    for tensor in trainable_tensors(shape, spec.lora):
-        layer = tensor.module.layer
-        if tensor.part == "lora" and layer is not None:
+    for tensor in trainable_tensors(shape, lora):
+        if tensor.part == "lora" and tensor.module.layer is not None:
             if tensor.rank:
-                ranks[layer][tensor.module.leaf] = tensor.rank
-            if tensor.rank and spec.lora.use_dora:
-                rebuilt[layer].append(tensor.module)
-            elements[layer] += tensor.elements
-    known: dict[tuple[tuple[tuple[str, int], ...], bool, int], LayerCost] = {}
+                ranks[tensor.module.layer][tensor.module.leaf] = tensor.rank
+            elements[tensor.module.layer] += tensor.elements
+    return tuple(_Adapted(tuple(named.items()), total) for named, total in zip(ranks, elements, strict=True))
+
+
+def layer_costs(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision, batch: Batch) -> list[LayerCost]:
+    """The cost of every layer; layers differ by window and by which of their projections carry an adapter."""
+    adapted = _list_adapted(shape, spec.lora)
+    known: dict[tuple[_Adapted, bool], LayerCost] = {}
     every = shape.traits.full_attention_every
     costs = []
     for layer in range(shape.num_hidden_layers):
         sliding = shape.sliding_window is not None and not (every and (layer + 1) % every == 0)
-        key = (tuple(ranks[layer].items()), sliding, elements[layer])
+        key = (adapted[layer], sliding)
         if key not in known:
             kernel = choose_kernel(spec, shape, gpu, batch, sliding=sliding)
-            cost = _layer_cost(spec, shape, precision, batch, kernel, ranks[layer], elements[layer])
-            moments = _list_dora_moments(spec, shape, precision, batch, kernel, ranks[layer], rebuilt[layer])
+            ranks = dict(adapted[layer].ranks)
+            cost = _layer_cost(spec, shape, precision, batch, kernel, ranks, adapted[layer].elements)
+            moments = _list_dora_moments(spec, shape, precision, batch, kernel, ranks, layer)
             known[key] = replace(cost, dora_moments=moments)
         costs.append(known[key])
     return costs
@@ -108,11 +119,18 @@ def _list_dora_moments(
     batch: Batch,
     kernel: Attention,
     targets: Mapping[str, int],
-    modules: Sequence[Module],
+    layer: int,
 ) -> tuple[DoraMoment, ...]:
     """One per adapted module, in the order in which they run, with what the layer has saved by then."""
+    if not spec.lora.use_dora:
+        return ()
     order = {leaf: number for number, leaf in enumerate((*QKV, "o_proj", *GATE_UP, "down_proj"))}
-    modules = sorted((module for module in modules if module.leaf in order), key=lambda module: order[module.leaf])
+    found = {
+        tensor.module
+        for tensor in trainable_tensors(shape, spec.lora)
+        if tensor.part == "lora" and tensor.module.layer == layer and tensor.module.leaf in order
+    }
+    modules = sorted(found, key=lambda module: order[module.leaf])
     dropout = spec.lora.lora_dropout > 0
     kept = 0
     moments = []

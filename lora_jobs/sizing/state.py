@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lora_jobs.sizing.modules import HEAD, Module, find_token_embedding, list_modules
@@ -127,22 +128,25 @@ class _Sizes:
     elements: int
 
 
-def _compute_sizes(spec: JobSpec, shape: ModelShape, precision: Precision) -> _Sizes:
-    tensors = trainable_tensors(shape, spec.lora)
+@lru_cache(maxsize=64)  # a dozen changes are tried on a job, and few of them change this
+def _compute_sizes(
+    shape: ModelShape, lora: LoraSpec, precision: Precision, quantization: QuantizationSpec | None, optim: str
+) -> _Sizes:
+    tensors = trainable_tensors(shape, lora)
     return _Sizes(
-        base=base_bytes(shape, precision, spec.model.quantization),
+        base=base_bytes(shape, precision, quantization),
         # A trained bias is the base's own; everything else that is trained is new.
         copies=sum(tensor_bytes(tensor, precision) for tensor in tensors if tensor.part != "bias"),
         gradients=sum(tensor_bytes(tensor, precision) for tensor in tensors),
-        moments=sum(moment_bytes(tensor, precision, spec.training.optim) for tensor in tensors),
-        paged=sum(paged_bytes(tensor, spec.training.optim) for tensor in tensors),
+        moments=sum(moment_bytes(tensor, precision, optim) for tensor in tensors),
+        paged=sum(paged_bytes(tensor, optim) for tensor in tensors),
         elements=sum(tensor.elements for tensor in tensors),
     )
 
 
 def compute_state(spec: JobSpec, shape: ModelShape, precision: Precision) -> State:
     """The state of one rank under the job's parallelism."""
-    sizes = _compute_sizes(spec, shape, precision)
+    sizes = _compute_sizes(shape, spec.lora, precision, spec.model.quantization, spec.training.optim)
     if spec.deepspeed is None:
         state = _plain_state(spec, sizes)
     else:

@@ -30,7 +30,8 @@ class ConflictError(ValueError):
 class Section(BaseModel):
     """Base of every section: strict types, no unknown key, not changed once built."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    # defer_build: a section's validator is built within that of its spec, not once more for itself.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
     # A key's former name in the library it comes from -> its present one, under which it is stored.
     older_words: ClassVar[dict[str, str]] = {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints.rotate import FEWEST_KEPT
 from lora_jobs.cluster.surroundings import read_disk
-from lora_jobs.runs import find_runs_root
+from lora_jobs.runs import FEWEST_KEPT, find_runs_root
 from lora_jobs.sizing import find_shape
 from lora_jobs.sizing.duration import Duration, Rows, Work, count_work, estimate_duration
 from lora_jobs.sizing.host import adapter_bytes, host_parts

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from lora_jobs.checkpoints.manifest import hash_file
 from lora_jobs.runs import find_runs_root, load_lengths
 from lora_jobs.sizing.duration import Rows, count_row_tokens, keep_rows
 from lora_jobs.spec import iterate_rows
@@ -32,7 +31,7 @@ def find_key(spec: JobSpec, name: str) -> str | None:
     instruction = data.instruction if data.format == "svg_caption" else None
     if data.dataset is None:
         path = Path(name)
-        rows: object = hash_file(path) if path.is_file() else None
+        rows: object = _hash_file(path) if path.is_file() else None
     elif data.names_dataset_directory():
         rows = None
     else:
@@ -43,12 +42,18 @@ def find_key(spec: JobSpec, name: str) -> str | None:
     return xxhash.xxh3_128_hexdigest(parts.encode())
 
 
+def _hash_file(path: Path) -> str:
+    from lora_jobs.checkpoints.manifest import hash_file  # loads the whole engine; most checks hash nothing
+
+    return hash_file(path)
+
+
 def _name_tokenizer(spec: JobSpec) -> list[str | None]:
     """A directory's tokenizer by its content, another by its name and revision."""
     directory = Path(spec.model.name_or_path)
     if not directory.is_dir():
         return [spec.model.name_or_path, spec.model.revision]
-    return [hash_file(path) if (path := directory / name).is_file() else None for name in TOKENIZER_FILES]
+    return [_hash_file(path) if (path := directory / name).is_file() else None for name in TOKENIZER_FILES]
 
 
 def load_rows(spec: JobSpec) -> tuple[Rows | None, Rows | None]:
