@@ -146,7 +146,8 @@ def plan_resume(
     choice = choose_checkpoint(run.checkpoints, accept_unverified=accept_unverified)
     chosen = None if from_scratch else choice.chosen
     drift = tuple(find_run_drift(run, choice.chosen, spec))
-    if finished and (from_scratch or find_drift(stored, spec)):
+    changed = bool(find_drift(stored, spec))
+    if finished and (from_scratch or changed):
         raise RunError(
             f"{run.id} is finished: its adapter stays as it is",
             hint="submit the changed spec, or the same one again, as a new run",
@@ -156,19 +157,10 @@ def plan_resume(
     if finished:
         return ResumePlan(run, status, spec, choice.verdicts, chosen, drift, finished=True)
     diagnosis = diagnose_status(run, status)
-    if diagnosis is not None and diagnosis.cause.policy == "refuse" and not (find_drift(stored, spec) or force):
-        raise RunError(
-            f"{run.id} would end the same way again: {diagnosis.cause.meaning}"
-            + (f" ({diagnosis.evidence})" if diagnosis.evidence else ""),
-            hint=f"{diagnosis.cause.advice}; --force tries it unchanged",
-        )
+    if not (changed or force):
+        _refuse_repetition(run, diagnosis)
     if chosen is None and choice.verdicts and not from_scratch:
-        worst = "; ".join(f"{verdict.path.name}: {verdict.reason}" for verdict in choice.verdicts)
-        raise CheckpointError(
-            f"none of the {len(choice.verdicts)} checkpoint(s) of {run.id} is good: {worst}",
-            path=run.checkpoints,
-            hint=f"lora-jobs resume {run.id} --from-scratch starts over from the base model",
-        )
+        raise _no_good_checkpoint(run, choice.verdicts)
     return ResumePlan(
         run,
         status,
@@ -182,6 +174,26 @@ def plan_resume(
         report=check_resume(spec, status, cluster),
         allowed=allowed,
         inexact=list_inexact(stored, spec) if gpus is not None and chosen is not None else (),
+    )
+
+
+def _refuse_repetition(run: Run, diagnosis: Diagnosis | None) -> None:
+    """Raises RunError where what ended the run would end it again."""
+    if diagnosis is None or diagnosis.cause.policy != "refuse":
+        return
+    raise RunError(
+        f"{run.id} would end the same way again: {diagnosis.cause.meaning}"
+        + (f" ({diagnosis.evidence})" if diagnosis.evidence else ""),
+        hint=f"{diagnosis.cause.advice}; --force tries it unchanged",
+    )
+
+
+def _no_good_checkpoint(run: Run, verdicts: Sequence[CheckpointVerdict]) -> CheckpointError:
+    worst = "; ".join(f"{verdict.path.name}: {verdict.reason}" for verdict in verdicts)
+    return CheckpointError(
+        f"none of the {len(verdicts)} checkpoint(s) of {run.id} is good: {worst}",
+        path=run.checkpoints,
+        hint=f"lora-jobs resume {run.id} --from-scratch starts over from the base model",
     )
 
 
