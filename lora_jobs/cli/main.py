@@ -194,7 +194,7 @@ def status(
 
         if as_json:
             raise SpecError("--watch redraws, --json is one document", hint="call --json as often as you like")
-        look = partial(find_status, job, everything=everything, user=user, partition=partition)
+        look = partial(find_status, job, everything=everything, user=user, partition=partition, factors=False)
         show_status.watch_status(watch_status(look))
     elif job:
         if commands_sweep.show_page(job, as_json=as_json):
@@ -208,7 +208,7 @@ def status(
         from lora_jobs.cli.show_status import show_status as show_report
         from lora_jobs.workflows.observing import find_status
 
-        report = find_status(everything=everything, user=user, partition=partition)
+        report = find_status(everything=everything, user=user, partition=partition, factors=as_json)
         print_json(report.to_json()) if as_json else show_report(report)
 
 

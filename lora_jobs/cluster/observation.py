@@ -46,11 +46,17 @@ class Observation:
 
 
 def observe_jobs(
-    ids: Sequence[str], *, users: Sequence[str] = (), past: Sequence[str] = (), ranked: bool = True
+    ids: Sequence[str],
+    *,
+    users: Sequence[str] = (),
+    past: Sequence[str] = (),
+    ranked: bool = True,
+    factors: bool = True,
 ) -> Observation:
     """What Slurm knows of these jobs; `past` are ids whose every start is wanted (status of one run).
 
-    A rank needs everybody's jobs; without `ranked` only these jobs are asked for, and no configuration.
+    A rank needs everybody's jobs; without `ranked` only these jobs are asked for, and no configuration. Without
+    `factors` the priorities stay sums: sprio reads the whole queue once more.
 
     Never raises for a Slurm that is away: what can't be read is missing, and the notes say why.
     """
@@ -60,13 +66,13 @@ def observe_jobs(
     folded = {job_id: fold_tasks(rows) for job_id, rows in (answer or Queue({})).jobs.items()}
     waiting = [job_id for job_id, (job, _) in folded.items() if job.pending]
     config = _ask_config(notes) if waiting and ranked else {}
-    factors = _ask_factors(waiting, config, notes)
+    parts = _ask_factors(waiting, config, notes) if factors else {}
     visible = ranked and bool(waiting) and _is_queue_visible(config, notes)
     places = (
         find_places(answer.waiting, {job_id: folded[job_id][0] for job_id in waiting}) if answer and visible else {}
     )
     jobs = {
-        job_id: Sighting(replace(job, job_id=job_id, factors=factors.get(job_id)), tasks, places.get(job_id))
+        job_id: Sighting(replace(job, job_id=job_id, factors=parts.get(job_id)), tasks, places.get(job_id))
         for job_id, (job, tasks) in folded.items()
     }
     asked = list(dict.fromkeys([*[job_id for job_id in wanted if job_id not in jobs], *filter(is_job_id, past)]))

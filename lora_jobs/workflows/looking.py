@@ -60,11 +60,12 @@ class Look:
 
 
 def look_at_runs(
-    runs: Sequence[Run], *, user: str | None = None, past: Sequence[str] = (), ranked: bool = True
+    runs: Sequence[Run], *, user: str | None = None, past: Sequence[str] = (), ranked: bool = True, factors: bool = True
 ) -> Look:
     """One squeue, one sprio and one sacct at the most, for the newest job of each run that may not be over.
 
-    `user`, `past` and `ranked` as `observe_jobs` has them. A run that can't be read is a note and hides no other.
+    `user`, `past`, `ranked` and `factors` as `observe_jobs` has them. A run that can't be read is a note and hides no
+    other.
     """
     records, notes = {}, []
     for run in runs:
@@ -74,7 +75,7 @@ def look_at_runs(
             notes.append(f"{run.id} can't be read: {error.message}")
     newest = [found.job for found in records.values() if found.job is not None and not found.is_over]
     ids = [job.job_id for job in newest if job.backend == "slurm"]
-    seen = observe_jobs(ids, users=(user,) if user else (), past=past, ranked=ranked)
+    seen = observe_jobs(ids, users=(user,) if user else (), past=past, ranked=ranked, factors=factors)
     return Look(tuple(runs), records, seen, (*seen.notes, *notes))
 
 

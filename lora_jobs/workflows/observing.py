@@ -115,31 +115,36 @@ def find_status(
     most: int = NEWEST,
     user: str | None = None,
     partition: str | None = None,
+    factors: bool = True,
 ) -> StatusReport:
     """Status of one run, or of the newest `most`; one squeue, one sprio and one sacct at the most.
+
+    Without `factors` of the priorities sprio is not asked.
 
     With `user` the queue's other jobs of that user stand below. `partition` leaves out what is known to be elsewhere.
     """
     root = find_runs_root()
     if job:
         sweep = find_sweep(job, root)
-        return observe_runs(sweep.runs if sweep else [find_run(job, root)], user=user)
+        return observe_runs(sweep.runs if sweep else [find_run(job, root)], user=user, factors=factors)
     known: dict[str, list[str]] = {}
     for path in list_run_paths(root):  # a sweep's runs have its name before theirs
         known.setdefault(path.partition("/")[0], []).append(path)
     shown = list(known.values())[: None if everything else most]
     runs = [Run(root / path) for paths in shown for path in paths]
-    report = fold_sweeps(runs, observe_runs(runs, user=user))
+    report = fold_sweeps(runs, observe_runs(runs, user=user, factors=factors))
     rows = [row for row in report.runs if partition is None or partition in (row.partition or "").split(",")]
     return StatusReport(tuple(rows), report.notes, len(known) - len(shown))
 
 
-def observe_runs(runs: list[Run], *, user: str | None = None, ranked: bool = True) -> StatusReport:
+def observe_runs(
+    runs: list[Run], *, user: str | None = None, ranked: bool = True, factors: bool = True
+) -> StatusReport:
     """Join what the run directories hold with what Slurm knows of their newest jobs.
 
-    Without `ranked` Slurm is asked for these jobs alone, and no rank is given.
+    Without `ranked` Slurm is asked for these jobs alone, and neither rank nor factors are given.
     """
-    return report_runs(look_at_runs(runs, user=user, ranked=ranked))
+    return report_runs(look_at_runs(runs, user=user, ranked=ranked, factors=factors and ranked))
 
 
 def report_runs(look: Look) -> StatusReport:

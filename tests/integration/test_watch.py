@@ -51,4 +51,4 @@ def test_watch_on_a_terminal(tmp_path: Path) -> None:
     assert "2 of 9 pending" in second
     assert text.count("\x1b[2J") == 0, "nothing is ever cleared as a whole"
     assert "a-1" in text.rpartition("\x1b[?1049l")[2], "the last table stays on the screen"
-    assert (tmp_path / "bin/calls").read_text().split() == ["squeue", "scontrol", "sprio"] * 2
+    assert (tmp_path / "bin/calls").read_text().split() == ["squeue", "scontrol"] * 2
