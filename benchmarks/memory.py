@@ -276,8 +276,9 @@ def summarize(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 FITTED = (
     "Read off traces, not derived: the temporaries of an MLP's backward pass (six rows of _MLP_BACKWARD in "
     "sizing/layers.py, found on Llama 3.2 and Gemma 2; sizing/quantized.py, found on Llama 3.2 1B, Gemma 3 270M "
-    "and Phi 4 mini) and of a layer in evaluation; the copies of a gradient beside DoRA. Everything else is counted from the libraries' code. Qwen3, Phi, "
-    "SmolLM3, Mistral Nemo and Small, Llama 3.3 and Gemma 3 12B and 27B came later and changed none of the former."
+    "and Phi 4 mini) and of a layer in evaluation; the copies of a gradient beside DoRA. Everything else is counted "
+    "from the libraries' code. Qwen3, Phi, SmolLM3, Mistral Nemo and Small, Llama 3.3 and Gemma 3 12B and 27B came "
+    "later and changed none of the former."
 )
 
 
