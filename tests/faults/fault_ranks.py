@@ -84,6 +84,14 @@ def wait_or_end(job: Job, *, patience: float = STUCK_SECONDS) -> tuple[list[int]
     return [job.codes[pid] for pid in job.pids], hung
 
 
+def wait_until_stopped(pid: int) -> None:
+    """Until SIGSTOP has stopped the process: a SIGCONT before that would be lost."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline, f"process {pid} was not stopped"
+        time.sleep(0.01)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a resume did: a verdict in a few words, and the detail behind it."""

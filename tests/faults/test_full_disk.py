@@ -21,6 +21,7 @@ from fault_ranks import (
     resume_stock,
     start_stock,
     wait_or_end,
+    wait_until_stopped,
 )  # fmt: skip
 from interruptions import finish, interrupt
 from tiny_runs import Job, RankServer, create_tiny_run, hash_adapter, read_logs
@@ -57,9 +58,10 @@ def resize(path: Path, size: str) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(path)], check=True)
 
 
-def count_bytes(directory: Path) -> int:
-    """What the files take in pages of 4 KiB, with a page for each directory."""
-    return sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in directory.rglob("*"))
+def count_bytes(directory: Path, *, spare: int = 0) -> int:
+    """What the files take in pages of 4 KiB, and `spare` more pages for each of them: logs and records go on."""
+    sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
+    return sum((-(-size // 4096) + spare) * 4096 for size in sizes)
 
 
 @needs_root
@@ -88,7 +90,7 @@ def test_a_disk_that_gets_full_within_a_save(
         if noticed:
             codes, _ = wait_or_end(server.start(run, 2, {rank: [fault("on_step_end", 3)] for rank in (0, 1)}))
             assert codes == [-9, -9], read_logs(run)
-            resize(small, str(count_bytes(small) + leave))
+            resize(small, str(count_bytes(small, spare=1) + leave))
         ended = interrupt(server, run, 2, faults=stop)
         reason = load_attempts(run)[-1].reason
         logs = read_logs(run)
@@ -113,7 +115,8 @@ def fill_stock(server: RankServer, found: Stopped, directory: Path, share: float
     with mounted(directory, PLENTY):
         job = copy_stock(found.stock, directory / "run")
         shutil.rmtree(directory / "run" / "checkpoint-4")
-        resize(directory, str(count_bytes(directory) + int(share * count_bytes(source / "checkpoint-4"))))
+        left = int(share * count_bytes(source / "checkpoint-4"))
+        resize(directory, str(count_bytes(directory, spare=1) + left))
         codes, hung = wait_or_end(start_stock(server, job, 2))
         first = "hung" if hung else f"exit codes {codes}: {find_error(directory / 'run')}"
         resize(directory, PLENTY)
@@ -148,9 +151,7 @@ def test_a_rank_that_stands_still_within_a_save_and_goes_on(
     run = create_tiny_run(tmp_path, "still-1", tiny, **KINDS["zero2"][0])
 
     def let_go(job: Job) -> None:
-        stat = Path(f"/proc/{job.pids[rank]}/stat")
-        while stat.read_text().rpartition(")")[2].split()[0] != "T":
-            time.sleep(0.01)
+        wait_until_stopped(job.pids[rank])
         time.sleep(3)
         assert choose_checkpoint(run.checkpoints).verdicts[-1].step == 2, "not committed without that rank"
         job.kill(signal.SIGCONT, ranks=[rank])

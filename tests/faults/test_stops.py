@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from fault_ranks import KINDS, fault, wait_or_end
+from fault_ranks import KINDS, fault, wait_or_end, wait_until_stopped
 from interruptions import interrupt
 from test_local_runs import EVERY, Shell, wait_for_end
 from tiny_runs import RankServer, create_tiny_run, hash_adapter, read_logs, wait_for_step
@@ -69,7 +69,8 @@ def test_two_starts_at_once(
     sections, ranks = KINDS["zero2"]
     run = create_tiny_run(tmp_path, "shared-1", tiny, **sections)
     first = server.start(run, ranks, {rank: [fault("on_step_end", 3, "SIGSTOP")] for rank in (0, 1)})
-    wait_for_step(run, 2)
+    for pid in first.pids:
+        wait_until_stopped(pid)
     second, _ = wait_or_end(server.start(run, ranks))  # its other rank is the launcher's to end
     first.kill(signal.SIGCONT)
     codes, hung = wait_or_end(first)
