@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_jobs.cluster.commands import find_query_seconds, run_command
-from lora_jobs.cluster.inventory import QOS_FORMAT, parse_qos
 from lora_jobs.cluster.refusals import explain_refusal
 from lora_jobs.errors import ClusterError, OutputError
 from lora_jobs.units import parse_duration
@@ -80,6 +79,8 @@ def ask_partition(name: str, notes: list[str]) -> PartitionView | None:
 
 def ask_qos(name: str, notes: list[str]) -> Qos | None:
     """The limits of one QOS by one sacctmgr; None, and a note, when it can't be read."""
+    from lora_jobs.cluster.inventory import QOS_FORMAT, parse_qos  # a limit of the QOS is seldom the reason
+
     argv = ["sacctmgr", "-n", "-P", "show", "qos", name, f"format={QOS_FORMAT}"]
     text = ask_slurm(argv, "limits of the QOS", notes)
     return next((qos for qos in parse_qos(text or "") if qos.name == name), None)
