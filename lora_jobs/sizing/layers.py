@@ -5,7 +5,7 @@ Letters as in activations.py. Source: traces of transformers' and PEFT's own cod
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -104,10 +104,7 @@ def layer_costs(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision
         key = (adapted[layer], sliding)
         if key not in known:
             kernel = choose_kernel(spec, shape, gpu, batch, sliding=sliding)
-            ranks = dict(adapted[layer].ranks)
-            cost = _layer_cost(spec, shape, precision, batch, kernel, ranks, adapted[layer].elements)
-            moments = _list_dora_moments(spec, shape, precision, batch, kernel, ranks, layer)
-            known[key] = replace(cost, dora_moments=moments)
+            known[key] = _layer_cost(spec, shape, precision, batch, kernel, adapted[layer], layer)
         costs.append(known[key])
     return costs
 
@@ -164,9 +161,9 @@ def _beside(shape: ModelShape, precision: Precision, leaf: str) -> int:
     """
     stream = precision.residual * shape.hidden_size
     values = precision.output * shape.intermediate_size
-    return {"up_proj": 2 * stream + 2 * values, "down_proj": 2 * stream + values}.get(
-        leaf, 2 * stream if leaf in GATE_UP else stream
-    )
+    if leaf not in (*GATE_UP, "down_proj"):
+        return stream
+    return 2 * stream + {"up_proj": 2 * values, "down_proj": values}.get(leaf, 0)
 
 
 def _layer_cost(
@@ -175,9 +172,10 @@ def _layer_cost(
     precision: Precision,
     batch: Batch,
     kernel: Attention,
-    targets: Mapping[str, int],
-    elements: int,
+    adapted: _Adapted,
+    layer: int,
 ) -> LayerCost:
+    targets = dict(adapted.ranks)
     h, q, i = shape.hidden_size, shape.query_size, shape.intermediate_size
     dropout = 1 if spec.lora.lora_dropout > 0 else 0
     adapters = adapter_bytes(spec, shape, precision, kernel, targets)
@@ -203,8 +201,8 @@ def _layer_cost(
         attention=attention,
         mlp=3 * precision.output * i,
         adapters=adapters,
-        adapter_elements=elements,
-        dora_moments=(),
+        adapter_elements=adapted.elements,
+        dora_moments=_list_dora_moments(spec, shape, precision, batch, kernel, targets, layer),
         mlp_forward=_mlp_forward(shape, precision, targets, dropout=bool(dropout)),
         mlp_backward=_mlp_backward(spec, shape, precision, batch, adapted="down_proj" in targets),
         attention_backward=attention_backward,

@@ -49,7 +49,7 @@ CASES = {
             scheduler: slurm
             partitions: {boost_usr_prod: {gpu: A100-64}}
             modules: [profile/deeplrn, cuda/12.6]
-            environment: {HF_HUB_OFFLINE: "1", HF_HOME: "/work/project/it's here"}
+            environment: {HF_HUB_OFFLINE: "1", HF_HOME: "/scratch/project/it's here"}
         """,
         overrides=(
             "resources.partition=boost_usr_prod",
