@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -92,17 +91,23 @@ class Bench:
         spec = str(ROOT / "jobs" / "gemma2_9b_svg.yaml")
         return [sys.executable, "-m", "lora_jobs", "submit", spec, "--cluster", "slurm", "--json", *words]
 
+    def use_new_home(self) -> dict[str, str]:
+        """The environment with an empty runs folder."""
+        return {**self.environment, "LORA_JOBS_HOME": tempfile.mkdtemp(prefix="runs-", dir=self.directory)}
+
     def measure(self, what: str, sweep: Sequence[str]) -> Row:
-        """Ours and the raw call in turn, once to warm up and then PAIRS times; each array is cancelled again."""
+        """Ours and the raw call in turn, once to warm up and then PAIRS times; each array is cancelled again.
+
+        Each sweep gets a runs folder of its own, all kept to the end: ext4 is slow to reuse what was just deleted.
+        """
         pairs, memory = [], 0.0
         for number in range(PAIRS + 1):
-            ours, used, text = run_measured(self.submit(sweep), self.environment, self.directory)
+            ours, used, text = run_measured(self.submit(sweep), self.use_new_home(), self.directory)
             sent = json.loads(text)
             script = f"{sent['directory']}/script.sbatch"
             theirs, _, raw_id = run_measured(["sbatch", "--parsable", script], self.environment, self.directory)
             assert len(sent["tasks"]) == 1000
             self.cluster.call("scancel", sent["job_id"], raw_id.strip(), timeout=300)
-            shutil.rmtree(sent["directory"])
             memory = max(memory, used)
             if number:
                 pairs.append((ours, theirs))
@@ -112,12 +117,13 @@ class Bench:
 
     def measure_views(self) -> list[Row]:
         """`status` and `compare` with a sweep of 1,000 runs in the queue."""
-        _, _, text = run_measured(self.submit(SWEEPS["10 sizes"]), self.environment, self.directory)
+        environment = self.use_new_home()
+        _, _, text = run_measured(self.submit(SWEEPS["10 sizes"]), environment, self.directory)
         name = json.loads(text)["sweep"]
         rows = []
         for words in (["status"], ["status", name], ["compare", name]):
             argv = [sys.executable, "-m", "lora_jobs", *words, "--json"]
-            found = [run_measured(argv, self.environment, self.directory) for _ in range(PAIRS + 1)][1:]
+            found = [run_measured(argv, environment, self.directory) for _ in range(PAIRS + 1)][1:]
             seconds = statistics.median(each[0] for each in found)
             what = " ".join(["lora-jobs", words[0], *(["NAME"] if words[1:] else [])])
             rows.append(Row(what, 1000, round(seconds, 2), None, None, round(max(each[1] for each in found))))
@@ -125,8 +131,7 @@ class Bench:
 
 
 def measure_all(cluster: SlurmCluster, directory: Path) -> list[Row]:
-    home = directory / "runs"
-    environment = {**cluster.environment, "LORA_JOBS_HOME": str(home), "SLURM_CONF": str(cluster.slurm_conf)}
+    environment = {**cluster.environment, "SLURM_CONF": str(cluster.slurm_conf)}
     (directory / "bench.yaml").write_text(ENVIRONMENT)
     row = json.dumps({"svg": "<svg/>" * 20, "caption": "a picture"})
     (directory / "train.jsonl").write_text(f"{row}\n" * 200)

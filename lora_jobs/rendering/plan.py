@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,4 +122,10 @@ def _describe_environment(
 
 
 def _render_json(value: Mapping[str, Any]) -> str:
-    return json.dumps(dict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _indent(json.dumps(dict(value), ensure_ascii=False, allow_nan=False))
+
+
+@lru_cache(maxsize=256)
+def _indent(text: str) -> str:
+    """JSON on lines of its own; the tasks of a sweep share most of theirs, and to indent is what takes time."""
+    return json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"

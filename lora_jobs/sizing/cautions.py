@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from lora_jobs.sizing.activations import training_batch
 from lora_jobs.sizing.margins import required_bytes
 from lora_jobs.sizing.modules import vision_modules
-from lora_jobs.sizing.parameters import count_parameters, trainable_tensors
+from lora_jobs.sizing.parameters import (
+    count_by_part,
+    count_parameters,
+    count_trainable,
+    list_adapted_names,
+    saved_modules,
+)
 from lora_jobs.units import format_count, format_gib, parse_size
 
 if TYPE_CHECKING:
@@ -49,22 +55,17 @@ def list_warnings(spec: JobSpec, shape: ModelShape, gpu: Gpu, estimate: Estimate
 
 def describe_trainable(spec: JobSpec, shape: ModelShape) -> str:
     """What the trainable parameters are: adapters of r, and copies of whole modules."""
-    tensors = trainable_tensors(shape, spec.lora)
-    adapters = sum(tensor.elements for tensor in tensors if tensor.part == "lora")
-    parts = [f"{format_count(adapters)} adapters of r {spec.lora.r}"]
+    counts = count_by_part(shape, spec.lora)
+    parts = [f"{format_count(counts['lora'])} adapters of r {spec.lora.r}"]
     saved: dict[str, int] = {}
-    for tensor in tensors:
-        if tensor.part == "saved":
-            name = tensor.module.name.rsplit(".", 1)[-1]
-            saved[name] = saved.get(name, 0) + tensor.elements
+    for module in saved_modules(shape, spec.lora):
+        saved[module.leaf] = saved.get(module.leaf, 0) + module.parameters
     parts += [f"{format_count(elements)} copy of {name}" for name, elements in saved.items()]
-    biases = sum(tensor.elements for tensor in tensors if tensor.part == "bias")
-    return ", ".join([*parts, f"{format_count(biases)} biases"] if biases else parts)
+    return ", ".join([*parts, f"{format_count(counts['bias'])} biases"] if counts["bias"] else parts)
 
 
 def _trainable_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
-    trainable = sum(tensor.elements for tensor in trainable_tensors(shape, spec.lora))
-    share = trainable / count_parameters(shape)
+    share = count_trainable(shape, spec.lora) / count_parameters(shape)
     if share > USUAL_SHARE:
         yield (
             f"{share:.1%} of the base is trained, where LoRA usually trains less than {USUAL_SHARE:.0%}: "
@@ -96,8 +97,7 @@ def _vision_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
         f"{shape.name} is multimodal: counted and loaded are its text model ({format_count(text)} parameters) and its "
         f"vision tower with projector ({format_count(vision)}, frozen and idle on text)"
     )
-    tower = {module.name for module in vision_modules(shape)}
-    adapted = {tensor.module.name for tensor in trainable_tensors(shape, spec.lora)} & tower
+    adapted = list_adapted_names(shape, spec.lora) & {module.name for module in vision_modules(shape)}
     if adapted:
         yield (
             f"target_modules also puts adapters on {len(adapted)} layers of the vision tower, which text never trains "

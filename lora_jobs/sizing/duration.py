@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_jobs.sizing.memory import estimate_memory
 from lora_jobs.sizing.modules import list_modules
-from lora_jobs.sizing.parameters import count_parameters, trainable_tensors
+from lora_jobs.sizing.parameters import count_by_part, count_parameters, trainable_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,7 +195,7 @@ def forward_flops(spec: JobSpec, shape: ModelShape, row_tokens: float) -> float:
     """FLOPs of one token's forward pass: every linear weight of the text model, the adapters, the attention."""
     text = [module for module in list_modules(shape) if module.kind == "linear" and "vision" not in module.name]
     linear = sum(module.weights for module in text)
-    adapters = sum(tensor.elements for tensor in trainable_tensors(shape, spec.lora) if tensor.part == "lora")
+    adapters = count_by_part(shape, spec.lora)["lora"]
     return 2.0 * (linear + adapters) + _attention_flops(shape, row_tokens)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_jobs.sizing.parameters import count_parameters, count_trainable, trainable_tensors
+from lora_jobs.sizing.parameters import count_parameters
 from lora_jobs.sizing.precision import HALF, SINGLE, choose_precision
-from lora_jobs.sizing.state import compute_state, moment_bytes, tensor_bytes
+from lora_jobs.sizing.state import compute_sizes, compute_state
 from lora_jobs.units import GIB, MIB
 
 if TYPE_CHECKING:
     from lora_jobs.sizing.models import ModelShape
+    from lora_jobs.sizing.state import Sizes
     from lora_jobs.spec.job import JobSpec
 
 GPU_PROCESS_BYTES = 3 * GIB
@@ -54,9 +55,7 @@ def host_memory_bytes(spec: JobSpec, shape: ModelShape) -> int:
 
 def adapter_bytes(spec: JobSpec, shape: ModelShape) -> int:
     """Bytes of adapter/: the trained weights and the tokenizer."""
-    precision = choose_precision(spec)
-    trained = sum(tensor_bytes(tensor, precision) for tensor in trainable_tensors(shape, spec.lora))
-    return trained + TOKENIZER_BYTES_PER_TOKEN * shape.vocab_size
+    return _find_sizes(spec, shape).gradients + TOKENIZER_BYTES_PER_TOKEN * shape.vocab_size
 
 
 def checkpoint_bytes(spec: JobSpec, shape: ModelShape) -> int:
@@ -64,11 +63,12 @@ def checkpoint_bytes(spec: JobSpec, shape: ModelShape) -> int:
 
     DeepSpeed writes the trained weights once more (model states) and a fp32 master copy with the moments.
     """
-    precision = choose_precision(spec)
-    tensors = trainable_tensors(shape, spec.lora)
-    adapter = sum(tensor_bytes(tensor, precision) for tensor in tensors)
-    moments = sum(moment_bytes(tensor, precision, spec.training.optim) for tensor in tensors)
+    sizes = _find_sizes(spec, shape)
+    states = sizes.moments
     if spec.deepspeed is not None:
-        moments += adapter + SINGLE * count_trainable(shape, spec.lora)
-    tokenizer = TOKENIZER_BYTES_PER_TOKEN * shape.vocab_size
-    return adapter + moments + tokenizer + SMALL_FILES_BYTES * spec.resources.world_size
+        states += sizes.gradients + SINGLE * sizes.elements
+    return adapter_bytes(spec, shape) + states + SMALL_FILES_BYTES * spec.resources.world_size
+
+
+def _find_sizes(spec: JobSpec, shape: ModelShape) -> Sizes:
+    return compute_sizes(shape, spec.lora, choose_precision(spec), spec.model.quantization, spec.training.optim)

@@ -81,7 +81,27 @@ class _Adapted:
     elements: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Layers that cost the same: their adapters, whether they attend within a window, and the first that is so."""
+
+    adapted: _Adapted
+    sliding: bool
+    layer: int
+
+
 @lru_cache(maxsize=64)  # a dozen changes are tried on a job, and few of them change this
+def _list_kinds(shape: ModelShape, lora: LoraSpec) -> tuple[_Kind, ...]:
+    """The kind of every layer, equal ones the same object."""
+    every = shape.traits.full_attention_every
+    kinds: dict[tuple[_Adapted, bool], _Kind] = {}
+    found = []
+    for layer, adapted in enumerate(_list_adapted(shape, lora)):
+        sliding = shape.sliding_window is not None and not (every and (layer + 1) % every == 0)
+        found.append(kinds.setdefault((adapted, sliding), _Kind(adapted, sliding, layer)))
+    return tuple(found)
+
+
 def _list_adapted(shape: ModelShape, lora: LoraSpec) -> tuple[_Adapted, ...]:
     ranks: list[dict[str, int]] = [{} for _ in range(shape.num_hidden_layers)]
     elements = [0] * shape.num_hidden_layers
@@ -95,18 +115,13 @@ def _list_adapted(shape: ModelShape, lora: LoraSpec) -> tuple[_Adapted, ...]:
 
 def layer_costs(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision, batch: Batch) -> list[LayerCost]:
     """The cost of every layer; layers differ by window and by which of their projections carry an adapter."""
-    adapted = _list_adapted(shape, spec.lora)
-    known: dict[tuple[_Adapted, bool], LayerCost] = {}
-    every = shape.traits.full_attention_every
-    costs = []
-    for layer in range(shape.num_hidden_layers):
-        sliding = shape.sliding_window is not None and not (every and (layer + 1) % every == 0)
-        key = (adapted[layer], sliding)
-        if key not in known:
-            kernel = choose_kernel(spec, shape, gpu, batch, sliding=sliding)
-            known[key] = _layer_cost(spec, shape, precision, batch, kernel, adapted[layer], layer)
-        costs.append(known[key])
-    return costs
+    kinds = _list_kinds(shape, spec.lora)
+    costs: dict[int, LayerCost] = {}
+    for kind in kinds:
+        if kind.layer not in costs:
+            kernel = choose_kernel(spec, shape, gpu, batch, sliding=kind.sliding)
+            costs[kind.layer] = _layer_cost(spec, shape, precision, batch, kernel, kind)
+    return [costs[kind.layer] for kind in kinds]
 
 
 def _list_dora_moments(
@@ -172,9 +187,9 @@ def _layer_cost(
     precision: Precision,
     batch: Batch,
     kernel: Attention,
-    adapted: _Adapted,
-    layer: int,
+    kind: _Kind,
 ) -> LayerCost:
+    adapted = kind.adapted
     targets = dict(adapted.ranks)
     h, q, i = shape.hidden_size, shape.query_size, shape.intermediate_size
     dropout = 1 if spec.lora.lora_dropout > 0 else 0
@@ -202,7 +217,7 @@ def _layer_cost(
         mlp=3 * precision.output * i,
         adapters=adapters,
         adapter_elements=adapted.elements,
-        dora_moments=_list_dora_moments(spec, shape, precision, batch, kernel, targets, layer),
+        dora_moments=_list_dora_moments(spec, shape, precision, batch, kernel, targets, kind.layer),
         mlp_forward=_mlp_forward(shape, precision, targets, dropout=bool(dropout)),
         mlp_backward=_mlp_backward(spec, shape, precision, batch, adapted="down_proj" in targets),
         attention_backward=attention_backward,

@@ -32,6 +32,11 @@ class Estimate:
     checkpoint_bytes: int
 
     @property
+    def peaks(self) -> dict[str, int]:
+        """Allocated bytes at each instant, by its name."""
+        return {instant.name: instant.total for instant in self.instants}
+
+    @property
     def binding_instant(self) -> str:
         """When the peak is, in words."""
         return self.binding.words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from lora_jobs.sizing.modules import HEAD, Module, find_token_embedding, list_modules
@@ -11,6 +12,8 @@ from lora_jobs.sizing.patterns import match_fully
 from lora_jobs.sizing.targets import find_adapted, find_ranks, spec_error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_jobs.errors import SpecError
     from lora_jobs.sizing.models import ModelShape
     from lora_jobs.spec.job import LoraSpec
@@ -31,6 +34,7 @@ class TrainableTensor:
     """Of an adapter, at its first tensor."""
 
 
+@lru_cache(maxsize=64)
 def count_parameters(shape: ModelShape) -> int:
     """Parameters of the base model; a tied lm_head is the embedding itself and counts once."""
     tied = shape.vocab_size * shape.hidden_size if shape.tie_word_embeddings else 0
@@ -39,7 +43,16 @@ def count_parameters(shape: ModelShape) -> int:
 
 def count_trainable(shape: ModelShape, lora: LoraSpec) -> int:
     """Parameters that PEFT's get_peft_model would leave trainable."""
-    return sum(tensor.elements for tensor in trainable_tensors(shape, lora))
+    return sum(count_by_part(shape, lora).values())
+
+
+@lru_cache(maxsize=256)
+def count_by_part(shape: ModelShape, lora: LoraSpec) -> Mapping[Part, int]:
+    """Trained parameters by what they belong to."""
+    counts: dict[Part, int] = {"lora": 0, "saved": 0, "bias": 0, "tokens": 0}
+    for tensor in trainable_tensors(shape, lora):
+        counts[tensor.part] += tensor.elements
+    return MappingProxyType(counts)
 
 
 @lru_cache(maxsize=256)
@@ -56,6 +69,12 @@ def trainable_tensors(shape: ModelShape, lora: LoraSpec) -> tuple[TrainableTenso
         if elements
     ]
     return (*adapters, *saved, *_bias_tensors(shape, targets, lora), *_token_tensors(shape, lora))
+
+
+@lru_cache(maxsize=256)
+def list_adapted_names(shape: ModelShape, lora: LoraSpec) -> frozenset[str]:
+    """Full names of the modules that carry an adapter."""
+    return frozenset(tensor.module.name for tensor in trainable_tensors(shape, lora) if tensor.part == "lora")
 
 
 def _adapter_tensors(module: Module, lora: LoraSpec, r: int) -> list[TrainableTensor]:

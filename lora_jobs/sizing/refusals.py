@@ -8,7 +8,7 @@ from lora_jobs.errors import Problem, SpecError
 from lora_jobs.sizing.activations import choose_attention
 from lora_jobs.sizing.losses import uses_fused_loss
 from lora_jobs.sizing.modules import HEAD
-from lora_jobs.sizing.parameters import trainable_tensors
+from lora_jobs.sizing.parameters import list_adapted_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,7 @@ def _find_attention(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Iterator[Prob
 
 
 def _find_adapted_head(spec: JobSpec, shape: ModelShape) -> Iterator[Problem]:
-    adapted = {tensor.module.name for tensor in trainable_tensors(shape, spec.lora) if tensor.part == "lora"}
-    if HEAD in adapted and uses_fused_loss(spec):
+    if HEAD in list_adapted_names(shape, spec.lora) and uses_fused_loss(spec):
         yield Problem(
             "lora.target_modules",
             "an adapter on lm_head is refused by TRL, whose loss reads lm_head's own weight; leave it out, or set "

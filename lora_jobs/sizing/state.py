@@ -116,7 +116,7 @@ def paged_bytes(tensor: TrainableTensor, optim: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
+class Sizes:
     """Bytes before anything is sharded."""
 
     base: int
@@ -129,11 +129,12 @@ class _Sizes:
 
 
 @lru_cache(maxsize=64)  # a dozen changes are tried on a job, and few of them change this
-def _compute_sizes(
+def compute_sizes(
     shape: ModelShape, lora: LoraSpec, precision: Precision, quantization: QuantizationSpec | None, optim: str
-) -> _Sizes:
+) -> Sizes:
+    """The sizes of one job."""
     tensors = trainable_tensors(shape, lora)
-    return _Sizes(
+    return Sizes(
         base=base_bytes(shape, precision, quantization),
         # A trained bias is the base's own; everything else that is trained is new.
         copies=sum(tensor_bytes(tensor, precision) for tensor in tensors if tensor.part != "bias"),
@@ -146,7 +147,7 @@ def _compute_sizes(
 
 def compute_state(spec: JobSpec, shape: ModelShape, precision: Precision) -> State:
     """The state of one rank under the job's parallelism."""
-    sizes = _compute_sizes(shape, spec.lora, precision, spec.model.quantization, spec.training.optim)
+    sizes = compute_sizes(shape, spec.lora, precision, spec.model.quantization, spec.training.optim)
     if spec.deepspeed is None:
         state = _plain_state(spec, sizes)
     else:
@@ -162,7 +163,7 @@ def compute_state(spec: JobSpec, shape: ModelShape, precision: Precision) -> Sta
     )
 
 
-def _plain_state(spec: JobSpec, sizes: _Sizes) -> State:
+def _plain_state(spec: JobSpec, sizes: Sizes) -> State:
     """No DeepSpeed: one process, or DistributedDataParallel, whose buckets are a second copy of all gradients."""
     accumulates = spec.training.gradient_accumulation_steps > 1
     return State(
@@ -178,7 +179,7 @@ def _plain_state(spec: JobSpec, sizes: _Sizes) -> State:
     )
 
 
-def _zero_state(spec: JobSpec, zero: DeepSpeedSpec, shape: ModelShape, precision: Precision, sizes: _Sizes) -> State:
+def _zero_state(spec: JobSpec, zero: DeepSpeedSpec, shape: ModelShape, precision: Precision, sizes: Sizes) -> State:
     """DeepSpeed over W ranks: stage 1 splits the optimizer, 2 also the gradients, 3 also the parameters.
 
     Sources: ZeRO, arXiv:1910.02054, section 5; stage_1_and_2.py and stage3.py of DeepSpeed 0.19.

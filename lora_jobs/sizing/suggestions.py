@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lora_jobs.sizing.gpus import Gpu
+    from lora_jobs.sizing.memory import Estimate
     from lora_jobs.spec.job import JobSpec
 
 MOST_TOGETHER = 3
@@ -104,9 +105,9 @@ def apply_settings(spec: JobSpec, settings: Mapping[str, Any]) -> JobSpec | None
         return None
 
 
-def try_as_is(spec: JobSpec, gpu: Gpu) -> Trial:
-    """The job without a change. SpecError as find_shape and the estimate raise it."""
-    return Trial(None, {}, spec, gpu, list_peaks(spec, find_shape(spec.model.name_or_path), gpu), "", "none")
+def try_as_is(spec: JobSpec, gpu: Gpu, estimate: Estimate) -> Trial:
+    """The job without a change."""
+    return Trial(None, {}, spec, gpu, estimate.peaks, "", "none")
 
 
 def list_trials(spec: JobSpec, gpu: Gpu, elsewhere: Iterable[Elsewhere] = ()) -> tuple[Trial, ...]:

@@ -74,7 +74,7 @@ class Verdict:
                 "allocated_peak_bytes": estimate.allocated_peak_bytes,
                 "components": dict(estimate.components),
                 "binding_instant": estimate.binding_instant,
-                "instants": {instant.name: instant.total for instant in estimate.instants},
+                "instants": estimate.peaks,
             },
             "peak": self.peak.to_json(),
             "dies": self.death.to_json() if self.death else None,
@@ -109,7 +109,7 @@ def size_job(
     word = choose_verdict(estimate.peak_bytes, estimate.cautious_peak_bytes, gpu.usable_bytes)
     moments = list_moments(spec, shape, estimate.instants)
     searches = advise and word != "fits"
-    base = try_as_is(spec, gpu)
+    base = try_as_is(spec, gpu, estimate)
     trials = list_trials(spec, gpu, elsewhere if searches else ()) if searches or (advise and cards) else ()
     return Verdict(
         gpu=gpu,

@@ -46,6 +46,18 @@ def render_spec(spec: JobSpec) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _render_section(name: str, value: str) -> str:
-    """One section as YAML, its value given as JSON; the tasks of a sweep share most of theirs."""
-    return render_values({name: json.loads(value)})
+def _render_section(name: str, text: str) -> str:
+    """One section as YAML, given as JSON. The tasks of a sweep share most sections, and of the others most lines."""
+    section = json.loads(text)
+    if not isinstance(section, dict) or not section:
+        return render_values({name: section})
+    return f"{name}:\n" + "".join(_render_value(name, key, json.dumps(value)) for key, value in section.items())
+
+
+@lru_cache(maxsize=4096)
+def _render_value(section: str, key: str, text: str) -> str:
+    """The lines of one key of a section, its value given as JSON; without the end of the document that PyYAML writes
+    after a text with empty last lines.
+    """
+    lines = render_values({section: {key: json.loads(text)}}).partition("\n")[2]
+    return lines.removesuffix("...\n") if lines.endswith("\n...\n") else lines

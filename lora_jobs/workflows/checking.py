@@ -31,6 +31,7 @@ from lora_jobs.sizing.models import UnknownModelError
 from lora_jobs.sizing.traced import ALLOCATED, TracedModel, size_traced
 from lora_jobs.spec import (
     ClusterEnvironment,
+    DataSpec,
     JobSpec,
     find_data_problems,
     find_resource_problems,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 Backend = Literal["slurm", "local"]
 Placing = Callable[["Sequence[Problem]"], "tuple[Problem, ...]"]
+Reading = Callable[["DataSpec"], "list[Problem]"]
 
 
 TRACE_SECONDS = 1800.0
@@ -206,14 +208,15 @@ def check_spec(
     place: Placing = tuple,
     compare: bool = False,
     size: Callable[..., Verdict] = size_job,
+    read: Reading = find_data_problems,
 ) -> CheckReport:
     """Everything that can be known before submission; SpecError where the spec contradicts the cluster or the data.
 
-    `place` gives problems the lines of the file they are in; `compare` also sizes other GPUs.
+    `place` gives problems the lines of the file they are in; `compare` also sizes other GPUs; `read` looks at the data.
     """
     files = {"data.train": spec.data.train, "data.eval": spec.data.eval}
     absent = {key for key, name in files.items() if name and not Path(name).exists()}
-    data_problems = find_data_problems(spec.data)
+    data_problems = read(spec.data)
     missing = [problem for problem in data_problems if problem.path in absent]
     wrong = [*find_resource_problems(spec.resources, environment), *(p for p in data_problems if p not in missing)]
     if wrong:

@@ -33,7 +33,15 @@ from lora_jobs.runs import (
     next_sweep_name,
     record_array,
 )
-from lora_jobs.spec import Variant, count_variants, expand_sweep, load_document, parse_sweep_option, show_variant
+from lora_jobs.spec import (
+    Variant,
+    count_variants,
+    expand_sweep,
+    find_data_problems,
+    load_document,
+    parse_sweep_option,
+    show_variant,
+)
 from lora_jobs.units import format_gib
 from lora_jobs.workflows.checking import CheckReport, check_spec, load_report
 from lora_jobs.workflows.packages import refuse_missing_packages
@@ -52,6 +60,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from lora_jobs.runs import Submission
+    from lora_jobs.spec import DataSpec
+    from lora_jobs.workflows.checking import Reading
 
 # What the estimate never looks at: variants that differ in these alone are sized once. Held by a test.
 UNSIZED_KEYS = frozenset({
@@ -171,18 +181,32 @@ def submit_sweep(
 def check_variants(base: CheckReport) -> tuple[CheckedVariant, ...]:
     """What `check` says of every combination; those that differ in nothing it looks at are checked once."""
     seen: dict[tuple[tuple[str, Any], ...], CheckReport] = {}
+    read = _read_once()
     checked = []
     for variant in expand_sweep(base.spec):
         key = tuple((name, value) for name, value in variant.values.items() if name not in UNSIZED_KEYS)
         if key not in seen:
-            seen[key] = _check_variant(variant, base)
+            seen[key] = _check_variant(variant, base, read)
         checked.append(CheckedVariant(variant, replace(seen[key], spec=variant.spec)))
     return tuple(checked)
 
 
-def _check_variant(variant: Variant, base: CheckReport) -> CheckReport:
+def _read_once() -> Reading:
+    """What is wrong with the data, each file read once in a format, however many combinations train on it."""
+    known: dict[tuple[str | None, ...], list[Problem]] = {}
+
+    def read(data: DataSpec) -> list[Problem]:
+        key = (data.dataset, data.train, data.eval, data.format)
+        if key not in known:
+            known[key] = find_data_problems(data)
+        return known[key]
+
+    return read
+
+
+def _check_variant(variant: Variant, base: CheckReport, read: Reading) -> CheckReport:
     try:
-        return check_spec(variant.spec, base.environment, base.backend)
+        return check_spec(variant.spec, base.environment, base.backend, read=read)
     except SpecError as error:
         raise SpecError(
             f"{error.message} ({show_variant(variant.values)})", problems=error.problems, hint=error.hint
