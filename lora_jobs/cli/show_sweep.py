@@ -108,7 +108,8 @@ def describe_task(status: RunStatus) -> str:
     words = [status.state.lower()]
     words += [f"step {status.step}"] if status.step is not None and not status.active else []
     words += [f"held-out loss {status.eval_loss:.4f}"] if status.eval_loss is not None and not status.active else []
-    words += [status.reason] if status.reason and status.state != "COMPLETED" else []
+    reason = status.reason_text or status.reason
+    words += [reason] if reason and status.state != "COMPLETED" else []
     return ", ".join(words)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import getpass
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lora_jobs.cli.show_status import describe_status
 from lora_jobs.errors import RunNotFoundError
 from lora_jobs.runs import (
     Run,
@@ -142,6 +144,19 @@ def test_only_finished_or_local_runs_ask_nothing(slurm: FakeCluster):
     row = find_status().runs[0]
     assert (row.state, row.reason, row.next_step) == ("FAILED", "it broke", "lora-jobs resume a-1")
     assert slurm.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("slurm_says", "shown"),
+    [("NonZeroExitCode", "failed: lora-jobs resume 9 (ended with an error)"),
+     ("BeginTime", "failed: lora-jobs resume 9"),
+     ("NodeOnFire", "failed: lora-jobs resume 9 (NodeOnFire)")],
+)  # fmt: skip
+def test_why_a_job_ended_is_said_in_plain_words(slurm: FakeCluster, slurm_says: str, shown: str):
+    make_run("9")
+    slurm.answer("sacct", ("", load("sacct").replace("9|FAILED|3:0|None", f"9|FAILED|3:0|{slurm_says}")))
+    (row,) = find_status().runs
+    assert describe_status(row, datetime.now()) == shown
 
 
 def test_progress_of_a_running_job(slurm: FakeCluster):
