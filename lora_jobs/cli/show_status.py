@@ -24,6 +24,9 @@ WIDEST_CELL = 9
 SPEAKING_STATES = frozenset({"TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"})
 """Slurm's reason for these only says the state once more."""
 
+WITH_NODES = frozenset({"CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"})
+"""In these a job holds its nodes: what it waited for before, and its priority, are of the past."""
+
 
 def show_status(report: StatusReport) -> None:
     """One line a run, newest first, each no wider than the screen (a pipe: 100 columns)."""
@@ -91,8 +94,8 @@ def _list_waiting_forms(status: RunStatus, now: datetime) -> list[Form]:
     rank = f"{status.rank} of {status.pending_jobs}" if status.rank else ""
     start = f"starts {format_when(status.expected_start, now)}" if status.expected_start else ""
     short = start.replace("starts", "at", 1)
-    reason = status.reason_text or status.reason or status.explanation
-    priority = f"prio {status.priority}" if status.priority else ""
+    reason = status.reason_text or (status.reason if status.state not in WITH_NODES else "") or status.explanation
+    priority = f"prio {status.priority}" if status.priority and status.state not in WITH_NODES else ""
     fronts = [_join(rank and f"{rank} pending", start), _join(rank, start), _join(rank, short)]
     whole = [Form(front and f"{front}, ", reason, priority and f", {priority}", len(reason)) for front in fronts]
     bare = start and f"at {format_when(status.expected_start, now, span=False)}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
 from lora_jobs.runs import find_run, find_runs_root, load_attempts
-from lora_jobs.workflows.evidence import list_jobs
+from lora_jobs.workflows.evidence import find_sighting, is_ours, list_jobs
 from lora_jobs.workflows.following import list_logs
 from lora_jobs.workflows.looking import look_at_runs
 from lora_jobs.workflows.measuring import Measured, compare_memory
@@ -84,14 +84,16 @@ def describe_run(job: str | None) -> RunPage:
     """The page of one run. Errors: RunNotFoundError; a Slurm that is away becomes a note."""
     run = find_run(job, find_runs_root())
     attempts = load_attempts(run)
-    ids = [each.job_id for each in list_jobs(run, attempts) if each.backend == "slurm"]
+    jobs = [each for each in list_jobs(run, attempts) if each.backend == "slurm"]
+    ids = [each.job_id for each in jobs]
     look = look_at_runs([run], past=ids)
     (status,) = report_runs(look).runs
-    history = [row for job_id in dict.fromkeys(ids) for row in look.seen.history.get(job_id, ())]
+    past = [row for job_id in dict.fromkeys(ids) for row in look.seen.history.get(job_id, ())]
+    history = [row for row in past if is_ours(run, row)]
     starts = _join_starts(attempts, history)
     prediction = load_prediction(run)
     log, lines = _read_tail(run)
-    sighting = look.seen.jobs.get(ids[-1]) if ids else None
+    sighting = find_sighting(run, jobs[-1] if jobs else None, look.seen)
     seconds = sum(start.elapsed_seconds or 0 for start in starts)
     return RunPage(
         status=status,

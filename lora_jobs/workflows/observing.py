@@ -19,7 +19,7 @@ from lora_jobs.runs import (
     is_ended,
     list_run_paths,
 )
-from lora_jobs.workflows.evidence import gather_evidence
+from lora_jobs.workflows.evidence import find_sighting, gather_evidence
 from lora_jobs.workflows.folding import fold_sweeps
 from lora_jobs.workflows.looking import look_at_runs
 from lora_jobs.workflows.states import find_end_reason, find_own_attempt, resolve_state
@@ -172,7 +172,7 @@ def observe_run(run: Run, records: Records, seen: Observation, alive: frozenset[
     last = records.job
     evidence = gather_evidence(run, last, records.attempt, seen, alive, finished=records.finished)
     job = evidence.job
-    sighting = seen.jobs.get(last.job_id) if job and last else None
+    sighting = find_sighting(run, last, seen)
     state, reason = resolve_state(evidence)
     attempt, finished = find_own_attempt(evidence), state == "COMPLETED"
     known = explain_state(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -114,13 +115,37 @@ def test_what_fails_is_a_note_and_the_rest_stays(slurm: FakeCluster, broken: str
         make_run(job_id)
     slurm.answer(broken, ("", "it is out of order"), status=1, stderr=True)
     report = find_status()
-    assert [note.partition(":")[0] for note in report.notes] == notes
-    assert all("it is out of order" in note for note in report.notes)
+    hidden = ["no rank in the queue"] if broken == "scontrol" and os.geteuid() != 0 else []
+    assert [note.partition(":")[0] for note in report.notes] == notes + hidden
+    assert "it is out of order" in report.notes[0]
     states = {row.job_id: row.state for row in report.runs}
     assert states == {
         "2": "UNREACHABLE" if broken == "squeue" else "PENDING",
         "10": "UNKNOWN" if broken == "sacct" else "TIMEOUT",
     }
+
+
+@pytest.mark.parametrize(
+    ("uid", "name", "places", "notes"),
+    [
+        (0, "root", [1, None], ["configuration not readable"]),
+        (65534, "nobody", [None, None], ["configuration not readable", "no rank in the queue"]),
+    ],
+)
+def test_no_rank_where_others_jobs_may_be_hidden(
+    slurm: FakeCluster, monkeypatch: pytest.MonkeyPatch, uid: int, name: str, places: list[int | None], notes: list[str]
+):
+    """Without slurm.conf PrivateData is not known; root sees every job whatever it says."""
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    slurm.answer("squeue", ("", (RECORDED / "queue.txt").read_text().replace("|root|", f"|{name}|")))
+    for job_id in ("10", "2"):
+        make_run(job_id)
+    slurm.answer("scontrol", ("", "it is out of order"), status=1, stderr=True)
+    report = find_status()
+    assert [note.partition(":")[0] for note in report.notes] == notes
+    assert [row.rank for row in report.runs] == places
+    assert report.runs[0].state == "PENDING"
+    assert report.runs[0].priority == 10543
 
 
 def test_no_slurm_at_all(cluster: FakeCluster):
@@ -144,6 +169,18 @@ def test_only_finished_or_local_runs_ask_nothing(slurm: FakeCluster):
     row = find_status().runs[0]
     assert (row.state, row.reason, row.next_step) == ("FAILED", "it broke", "lora-jobs resume a-1")
     assert slurm.calls() == []
+
+
+def test_a_job_whose_nodes_boot_has_its_own_words(slurm: FakeCluster):
+    run = make_run("2")
+    slurm.answer("squeue", ("", load("queue").replace("2|PENDING|Resources", "2|CONFIGURING|Resources")))
+    (row,) = find_status().runs
+    assert (row.state, row.active, row.rank, row.expected_start, row.factors) == ("CONFIGURING", True, None, None, None)
+    assert describe_status(row, datetime.now()) == "has its nodes, they are being made ready"
+    answer = explain_job(run.id)
+    assert (answer.rank, answer.expected_start, answer.factors) == (None, None, ())
+    assert answer.meaning == "has its nodes, they are being made ready"
+    assert answer.actions == ("nothing to do: it goes on by itself",)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +241,23 @@ def test_why_of_a_job_of_the_queue_and_of_nobody(slurm: FakeCluster):
         explain_job("4000000")
     with pytest.raises(RunNotFoundError):
         explain_job("nobody")
+
+
+def test_an_id_that_a_stranger_has_now_tells_nothing_of_the_run(slurm: FakeCluster):
+    run = make_run("2")
+    begin_attempt(run, job_id="2", restart_count=0, backend="slurm", host="h", resume_from=None, first_step=0)
+    theirs = {
+        name: (RECORDED / f"{name}.txt").read_text().replace("|root|", "|stranger|") for name in ("queue", "sacct")
+    }
+    slurm.answer("squeue", ("", theirs["queue"]))
+    slurm.answer("sacct", ("", theirs["sacct"].replace("\n10|", "\n2|")))
+    assert find_status().runs[0].state == "KILLED"
+    answer = explain_job(run.id)
+    assert (answer.run, answer.state, answer.priority, answer.rank) == (run.id, "KILLED", None, None)
+    assert answer.actions[0] == "lora-jobs resume 2"
+    page = describe_run(run.id)
+    assert [(start.job_id, start.state, start.elapsed_seconds) for start in page.starts] == [("2", "RUNNING", None)]
+    assert (page.factors, page.gpu_hours) == ((), 0)
 
 
 def test_why_of_a_run_that_ended(slurm: FakeCluster):
