@@ -194,6 +194,9 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show my runs: state, reason in plain words, priority, rank, expected start, progress. With JOB: one page."""
+    if job and (user or partition):
+        option = "--user" if user else "--partition"
+        raise SpecError(f"{option} chooses among runs, JOB names one: they don't go together", hint="leave one out")
     if watch:
         from lora_jobs.cli import show_status
         from lora_jobs.workflows.observing import find_status

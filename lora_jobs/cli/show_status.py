@@ -31,11 +31,19 @@ WITH_NODES = frozenset({"CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "
 def show_status(report: StatusReport) -> None:
     """One line a run, newest first, each no wider than the screen (a pipe: 100 columns)."""
     if not report.runs:
-        say("no runs yet: lora-jobs submit SPEC starts one")
+        say(describe_nothing(report))
     for line in render_status(report, width=find_width(), now=datetime.now()):
         say(line.plain, line.style)
     for note in report.notes:
         warn(f"note: {note}")
+
+
+def describe_nothing(report: StatusReport) -> str:
+    """Why there is no line at all."""
+    if not report.elsewhere:
+        return "no runs yet: lora-jobs submit SPEC starts one"
+    older = f"; {report.hidden} older runs: lora-jobs status --all" if report.hidden else ""
+    return f"none of your runs is known to be in partition {report.partition} ({report.elsewhere} looked at){older}"
 
 
 def render_status(report: StatusReport, *, width: int, now: datetime) -> list[Line]:
@@ -227,9 +235,10 @@ def watch_status(reports: Iterable[StatusReport]) -> None:
         before: list[str] = []
         for report in reports:
             lines = [line.plain for line in render_status(report, width=find_width(), now=datetime.now())]
+            lines = lines or [describe_nothing(report)]
             lines += [f"note: {note}" for note in report.notes]
             if lines != before:
-                sys.stdout.write("\n".join(lines or ["no runs"]) + "\n\n")
+                sys.stdout.write("\n".join(lines) + "\n\n")
                 sys.stdout.flush()
             before = lines
         return
@@ -248,7 +257,8 @@ def watch_status(reports: Iterable[StatusReport]) -> None:
 
 def render_frame(report: StatusReport, width: int, height: int, now: datetime) -> str:
     """One frame for a terminal: from its top left corner, every line erased to its end, then what is below."""
-    lines = [line.plain for line in render_status(report, width=width, now=now)] or ["no runs"]
+    lines = [line.plain for line in render_status(report, width=width, now=now)]
+    lines = lines or [_cut(describe_nothing(report), width)]
     lines += [_cut(clean(f"note: {note}"), width) for note in report.notes]
     lines += ["", _cut(f"{now:%H:%M:%S}  Ctrl-C ends", width)]
     return "\x1b[H" + "\r\n".join(f"{line}\x1b[K" for line in lines[:height]) + "\x1b[J"

@@ -92,12 +92,16 @@ class StatusReport:
     notes: tuple[str, ...] = ()
     hidden: int = 0
     """How many older runs were left out."""
+    partition: str | None = None
+    """The one that was asked for; `elsewhere` says how many runs were looked at that are not known to be in it."""
+    elsewhere: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
             "runs": [status.to_json() for status in self.runs],
             "notes": list(self.notes),
             "runs_not_shown": self.hidden,
+            "runs_elsewhere": self.elsewhere,
         }
 
 
@@ -121,7 +125,8 @@ def find_status(
 
     Without `factors` of the priorities sprio is not asked.
 
-    With `user` the queue's other jobs of that user stand below. `partition` leaves out what is known to be elsewhere.
+    With `user` the queue's other jobs of that user stand below. Without `job`, `partition` keeps only what is known to
+    be in it: no local run, and none that Slurm has forgotten.
     """
     root = find_runs_root()
     if job:
@@ -134,7 +139,8 @@ def find_status(
     runs = [Run(root / path) for paths in shown for path in paths]
     report = fold_sweeps(runs, observe_runs(runs, user=user, factors=factors))
     rows = [row for row in report.runs if partition is None or partition in (row.partition or "").split(",")]
-    return StatusReport(tuple(rows), report.notes, len(known) - len(shown))
+    elsewhere = len(shown) - sum(1 for row in rows if row.directory is not None)
+    return StatusReport(tuple(rows), report.notes, len(known) - len(shown), partition, elsewhere)
 
 
 def observe_runs(

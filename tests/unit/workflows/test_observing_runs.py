@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lora_jobs.cli.show_status import describe_status
-from lora_jobs.errors import RunNotFoundError
+from lora_jobs.cli.main import app
+from lora_jobs.cli.show_status import describe_nothing, describe_status, show_status, watch_status
+from lora_jobs.errors import RunNotFoundError, SpecError
 from lora_jobs.runs import (
     Run,
     Submission,
@@ -95,7 +96,11 @@ def test_twenty_are_shown_and_the_rest_is_counted(slurm: FakeCluster):
     assert (len(report.runs), report.hidden, report.notes) == (20, 3, ())
     assert len(find_status(everything=True).notes) == 3
     assert len(find_status(everything=True).runs) == 23
-    assert find_status(partition="elsewhere").runs == ()
+    nowhere = find_status(partition="elsewhere")
+    assert (nowhere.runs, nowhere.elsewhere) == ((), 20)
+    assert describe_nothing(nowhere) == (
+        "none of your runs is known to be in partition elsewhere (20 looked at); 3 older runs: lora-jobs status --all"
+    )
     assert {row.job_id for row in find_status(user="root", partition="boost_usr_prod").runs} == {
         "1", "2", "3", "4", "5", "6",
     }  # fmt: skip
@@ -146,6 +151,32 @@ def test_no_rank_where_others_jobs_may_be_hidden(
     assert [row.rank for row in report.runs] == places
     assert report.runs[0].state == "PENDING"
     assert report.runs[0].priority == 10543
+
+
+def test_a_partition_leaves_out_local_runs_and_says_so(slurm: FakeCluster, capsys: pytest.CaptureFixture[str]):
+    show_status(find_status(partition="boost_usr_prod"))
+    assert capsys.readouterr().out == "no runs yet: lora-jobs submit SPEC starts one\n"
+    make_run("77", backend="local")
+    report = find_status(partition="boost_usr_prod")
+    show_status(report)
+    said = "none of your runs is known to be in partition boost_usr_prod (1 looked at)\n"
+    assert capsys.readouterr().out == said
+    watch_status([report])
+    assert capsys.readouterr().out == f"{said}\n"
+    assert report.to_json()["runs_elsewhere"] == 1
+    make_run("2")
+    report = find_status(partition="boost_usr_prod")
+    assert ([row.job_id for row in report.runs], report.elsewhere) == (["2"], 1)
+
+
+@pytest.mark.parametrize("watch", [[], ["--watch"], ["--json"]])
+@pytest.mark.parametrize("option", ["--partition", "--user"])
+def test_a_choice_among_runs_does_not_go_with_one(slurm: FakeCluster, option: str, watch: list[str]):
+    make_run("2")
+    with pytest.raises(SpecError, match=f"{option} chooses among runs") as caught:
+        app(["status", "2", option, "x", *watch], standalone_mode=False)
+    assert caught.value.exit_code == 2
+    assert slurm.calls() == []
 
 
 def test_no_slurm_at_all(cluster: FakeCluster):
