@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean_log, find_width, say, warn
 from lora_jobs.cli.show import show_verdicts
-from lora_jobs.cli.show_status import (
+from lora_jobs.cli.status_line import (
     format_job,
     format_result,
     format_span,

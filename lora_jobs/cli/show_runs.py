@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lora_jobs.cli.screen import build_console, clean, say
 from lora_jobs.cli.show import explain_end
-from lora_jobs.cli.show_status import format_result
+from lora_jobs.cli.status_line import format_result
 from lora_jobs.workflows.observing import RunStatus
 
 if TYPE_CHECKING:

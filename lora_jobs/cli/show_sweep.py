@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean, say, warn
-from lora_jobs.cli.show_status import describe_status
+from lora_jobs.cli.status_line import describe_status
 from lora_jobs.spec import show_variant
 from lora_jobs.units import format_gib
 from lora_jobs.workflows.folding import fold_tasks

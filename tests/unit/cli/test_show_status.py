@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from lora_jobs.cli.screen import warn
-from lora_jobs.cli.show_status import describe_status, format_span, format_when, render_frame, render_status
+from lora_jobs.cli.show_status import render_frame, render_status
+from lora_jobs.cli.status_line import describe_status, format_span, format_when
 from lora_jobs.runs import create_run
 from lora_jobs.workflows.observing import RunStatus, StatusReport
 from lora_jobs.workflows.watching import next_pause, watch_status

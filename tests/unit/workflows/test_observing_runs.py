@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lora_jobs.cli.main import app
-from lora_jobs.cli.show_status import describe_nothing, describe_status, show_status, watch_status
+from lora_jobs.cli.show_status import describe_nothing, show_status, watch_status
+from lora_jobs.cli.status_line import describe_status
 from lora_jobs.errors import RunNotFoundError, SpecError
 from lora_jobs.runs import (
     Run,
