@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Start:
     last_committed_step: int | None
     reason: str | None
     node_list: str | None
+    gpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,11 @@ def describe_run(job: str | None) -> RunPage:
     (status,) = report_runs(look).runs
     past = [row for job_id in dict.fromkeys(ids) for row in look.seen.history.get(job_id, ())]
     history = [row for row in past if is_ours(run, row)]
-    starts = _join_starts(attempts, history)
-    prediction = load_prediction(run)
+    gpus = load_prediction(run).world_size
+    starts = _count_gpus(_join_starts(attempts, history), attempts, gpus)
     log, lines = _read_tail(run)
     sighting = find_sighting(run, jobs[-1] if jobs else None, look.seen)
-    seconds = sum(start.elapsed_seconds or 0 for start in starts)
+    seconds = sum((start.elapsed_seconds or 0) * (start.gpus or 0) for start in starts)
     return RunPage(
         status=status,
         factors=list_factors(sighting.job.factors if sighting else None, look.seen.config),
@@ -103,8 +104,8 @@ def describe_run(job: str | None) -> RunPage:
         script=str(run.script_path) if run.script_path.exists() else None,
         log=str(log) if log else None,
         log_lines=lines,
-        gpus=prediction.world_size,
-        gpu_hours=round(seconds * prediction.world_size / 3600, 2) if prediction.world_size else None,
+        gpus=gpus,
+        gpu_hours=round(seconds / 3600, 2) if gpus else None,
         notes=look.notes,
         memory=compare_memory(run),
         results=load_results(run),
@@ -125,6 +126,18 @@ def _join_starts(attempts: Sequence[Attempt], rows: Sequence[SlurmJob]) -> tuple
     keys = dict.fromkeys([*recorded, *started])
     starts = [_describe_start(key[0], recorded.get(key), started.get(key)) for key in keys]
     return tuple(sorted(starts, key=lambda start: start.started or ""))
+
+
+def _count_gpus(starts: Sequence[Start], attempts: Sequence[Attempt], newest: int | None) -> tuple[Start, ...]:
+    """The starts with their own numbers of GPUs: a resume may change it, `newest` is that of the last submission.
+
+    One that never reached training has no record; the other starts of its job had as many.
+    """
+    recorded = {attempt.number: attempt.world_size for attempt in attempts}
+    of_jobs = {attempt.job_id: attempt.world_size for attempt in attempts}
+    return tuple(
+        replace(start, gpus=recorded.get(start.number or 0) or of_jobs.get(start.job_id) or newest) for start in starts
+    )
 
 
 def _describe_start(job_id: str, attempt: Attempt | None, row: SlurmJob | None) -> Start:

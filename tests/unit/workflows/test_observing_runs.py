@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lora_jobs.cli.main import app
+from lora_jobs.cli.show_page import show_page
 from lora_jobs.cli.show_status import describe_nothing, show_status, watch_status
 from lora_jobs.cli.status_line import describe_status
 from lora_jobs.errors import RunNotFoundError, SpecError
@@ -243,13 +244,14 @@ def test_progress_of_a_running_job(slurm: FakeCluster):
     assert abs(finish - (attempt.started_at + 800)) <= 1, "40 steps took 400 s, 40 are left"
 
 
-def test_any_id_that_a_run_ever_had_leads_to_its_page_with_every_start(slurm: FakeCluster):
+def test_any_id_that_a_run_ever_had_leads_to_its_page_with_every_start(
+    slurm: FakeCluster, capsys: pytest.CaptureFixture[str]
+):
     run = make_run("10", "12")
     slurm.answer("sacct", ("", load("sacct").replace("\n12|", "\n99|") + load("sacct_duplicates")))
-    for job_id, restart in (("10", 0), ("12", 1)):
-        begin_attempt(
-            run, job_id=job_id, restart_count=restart, backend="slurm", host="h", resume_from=None, first_step=0
-        )
+    for job_id, restart, gpus in (("10", 0, 4), ("12", 1, 1)):
+        begin_attempt(run, job_id=job_id, restart_count=restart, backend="slurm", host="h", resume_from=None,
+                      first_step=0, world_size=gpus)  # fmt: skip
     for job_id in ("10", "12", "a-1", "a"):
         page = describe_run(job_id)
         assert [(start.job_id, start.state, start.number) for start in page.starts] == [
@@ -258,7 +260,10 @@ def test_any_id_that_a_run_ever_had_leads_to_its_page_with_every_start(slurm: Fa
             ("12", "COMPLETED", 2),
         ]
     assert page.gpus == 2
-    assert page.gpu_hours == round(86 * 2 / 3600, 2)
+    assert [start.gpus for start in page.starts] == [4, 1, 1], "its own; where it has none, its job's"
+    assert page.gpu_hours == round(86 * 4 / 3600, 2)
+    show_page(page)
+    assert "0.1 used so far, on 4 then 1 at a time" in capsys.readouterr().out
     with pytest.raises(RunNotFoundError):
         describe_run("11")
 
