@@ -136,7 +136,7 @@ def build_model(spec: JobSpec, config: Any) -> Any:
 def _refuse_unpadding(spec: JobSpec) -> None:
     """Flash attention takes padding out and packed rows apart by what the data holds, which fake tensors have not."""
     rows = [spec.training.per_device_train_batch_size]
-    rows += [spec.training.per_device_eval_batch_size] if spec.training.eval_steps is not None else []
+    rows += [spec.training.per_device_eval_batch_size] if spec.data.eval is not None else []
     padded = max(rows) > 1 or spec.data.packing or spec.data.pad_to_multiple_of is not None
     if spec.model.attn_implementation == "flash_attention_2" and padded:
         message = "model.attn_implementation: flash_attention_2 over padded or packed rows cannot be traced"
