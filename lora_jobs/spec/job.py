@@ -428,6 +428,10 @@ class JobSpec(Section):
         if self.training.final_metrics and self.deepspeed is not None and self.deepspeed.zero_stage == 3:
             message = "generates answers, which ZeRO-3 is not asked to do here: use zero_stage 2, or leave it out"
             found.append(Conflict(("training.final_metrics", "deepspeed.zero_stage"), message))
+        if self.training.final_metrics and (unprompted := _find_unprompted(self.data)) is not None:
+            key, why = unprompted
+            message = f"bleu answers held-out prompts, and with {why} no example has one: leave bleu out, or change it"
+            found.append(Conflict(("training.final_metrics", f"data.{key}"), message))
         if self.model.device_map is not None and (self.resources.world_size > 1 or self.deepspeed is not None):
             message = "is for one process without DeepSpeed: each of several has a GPU of its own, so leave it out"
             found.append(Conflict(("model.device_map", "resources.gpus_per_node", "deepspeed"), message))
@@ -449,6 +453,13 @@ class JobSpec(Section):
     def to_values(self) -> dict[str, Any]:
         """Plain values (dict, list, str, int, float, bool, None) that load back to an equal spec."""
         return self.model_dump(mode="json")
+
+
+def _find_unprompted(data: DataSpec) -> tuple[str, str] | None:
+    """The key by which the loss is on whole examples, so that none has a prompt before its answer; and its value."""
+    if data.format == "text":
+        return "format", "data.format: text"
+    return None if data.completion_only else ("completion_only", "data.completion_only: false")
 
 
 def _find_precision_conflicts(spec: JobSpec) -> list[Conflict]:
