@@ -430,7 +430,9 @@ class JobSpec(Section):
             found.append(Conflict(("training.final_metrics", "deepspeed.zero_stage"), message))
         if self.training.final_metrics and (unprompted := _find_unprompted(self.data)) is not None:
             key, why = unprompted
-            message = f"bleu answers held-out prompts, and with {why} no example has one: leave bleu out, or change data.{key}"
+            message = (
+                f"bleu answers held-out prompts, and with {why} no example has one: leave bleu out, or change that"
+            )
             found.append(Conflict(("training.final_metrics", f"data.{key}"), message))
         if self.model.device_map is not None and (self.resources.world_size > 1 or self.deepspeed is not None):
             message = "is for one process without DeepSpeed: each of several has a GPU of its own, so leave it out"
