@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from lora_jobs.spec.faults import find_section
 from lora_jobs.spec.mesh import fill_from_mesh, find_mesh_faults, shards_weights
 from lora_jobs.spec.section import Conflict, ConflictError, Section
 from lora_jobs.spec.targets import translate_targets
@@ -497,10 +498,12 @@ SWEPT_SECTIONS: dict[str, type[Section]] = {
 
 def find_sweep_fault(key: str, values: tuple[SweepValue, ...]) -> str | None:
     """Why a sweep can't vary this dotted key over these values; None where it can."""
-    section, _, field = key.partition(".")
-    if section == "resources" and field in ResourceSpec.model_fields:
+    section, _, rest = key.partition(".")
+    if section == "resources" and rest in ResourceSpec.model_fields:
         return "can't be swept: all tasks of a Slurm array ask for the same; submit once a value with --set"
-    if section not in SWEPT_SECTIONS or field not in SWEPT_SECTIONS[section].model_fields:
+    *names, field = rest.split(".")
+    known = find_section(SWEPT_SECTIONS[section], tuple(names)) if section in SWEPT_SECTIONS else None
+    if known is None or field not in known.model_fields:
         return "is no key that can be swept: wanted section.key, such as lora.r"
     seen = [(type(value), value) for value in values]
     twice = next((value for number, value in enumerate(seen) if value in seen[:number]), None)
