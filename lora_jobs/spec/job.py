@@ -233,6 +233,9 @@ class TrainingSpec(Section):
     """transformers' TrainingArguments, by their own names."""
 
     older_words: ClassVar[dict[str, str]] = {"gradient_checkpointing": "activation_checkpointing"}
+    unneeded_words: ClassVar[dict[str, str]] = {
+        "remove_unused_columns": "examples become tokens and labels before the trainer sees them, without other columns"
+    }
 
     trainer: Literal["trl", "transformers"] = Field(
         "trl", description="trl: SFTTrainer with its fused loss; transformers: the plain Trainer with the stock loss"
