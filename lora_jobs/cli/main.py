@@ -421,6 +421,7 @@ app.command()(commands_export.export)
 def run() -> None:
     """Entry point: every error that reaches a user passes here."""
     gc.set_threshold(RARELY)
+    _keep_command(sys.argv[1:2])
     try:
         status_code = app(standalone_mode=False)
         if status_code == EXIT_INTERRUPTED:  # typer's own word for Ctrl-C
@@ -452,6 +453,13 @@ def _describe_failure(error: OSError) -> RunError:
         return RunError(message, hint="cd to one that does, and try again")
     where = f"{error.filename}: " if error.filename else ""
     return RunError(f"{where}{error.strerror or error}")
+
+
+def _keep_command(first: list[str]) -> None:
+    """Leave typer the one command that is asked for by its name: to build all of them takes it 0.03 s."""
+    named = [known for known in app.registered_commands if known.callback and [known.callback.__name__] == first]
+    if named:
+        app.registered_commands, app.registered_groups = named, []
 
 
 def _report(error: LoraJobsError) -> int:
