@@ -63,6 +63,30 @@ def test_a_name_that_can_be_no_job_s_writes_nothing(name: str, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_can_not_be_written_is_named_with_what_to_do(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    done = lora_jobs(tmp_path, "init", "file/job")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == (
+        "error: cannot write file/job.yaml: file: File exists\n"
+        "next: choose a place that you may write to, with -o FILE or by another name\n"
+    )
+    done = lora_jobs(tmp_path, "init", "/proc/job")
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: cannot write /proc/job.yaml: ")
+    assert "\nnext: choose a place that you may write to" in done.stderr
+
+
+def test_a_working_directory_that_was_deleted_is_said_to_be(tmp_path: Path):
+    (tmp_path / "gone").mkdir()
+    command = f'cd gone && rmdir "$PWD" && exec {sys.executable} -m lora_jobs init job'
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == (
+        "error: the directory that this shell is in does not exist any more\nnext: cd to one that does, and try again\n"
+    )
+
+
 def test_a_number_where_text_is_wanted_shows_the_shell_s_quotes(tmp_path: Path):
     with pytest.raises(SpecError) as caught:
         load_spec(init_spec(tmp_path / "a.yaml").path, ["resources.time=10"])
