@@ -110,7 +110,8 @@ def test_sprio():
 
 
 def test_sprio_with_tres_and_negative_nice():
-    assert parse_sprio("7|900|1|2|3|4|5|CPU=10,GRES/gpu=90|0|-100\n")["7"] == Factors(900, 1, 2, 3, 4, 5, 100, 0, -100)
+    found = parse_sprio("7|900|1|2|3|4|5|CPU=10,GRES/gpu=90|0|-100|9\n")
+    assert found["7"] == Factors(900, 1, 2, 3, 4, 5, 100, 0, -100, 9)
 
 
 @pytest.mark.parametrize(
