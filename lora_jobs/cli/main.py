@@ -421,6 +421,7 @@ app.command()(commands_export.export)
 def run() -> None:
     """Entry point: every error that reaches a user passes here."""
     gc.set_threshold(RARELY)
+    _keep_command(sys.argv[1:2])
     try:
         status_code = app(standalone_mode=False)
         if status_code == EXIT_INTERRUPTED:  # typer's own word for Ctrl-C
@@ -442,6 +443,13 @@ def run() -> None:
         status_code = _report_bug(error)
     gc.freeze()  # a tenth of a second: at exit the interpreter would go through every object again, and again
     raise SystemExit(status_code or 0)
+
+
+def _keep_command(first: list[str]) -> None:
+    """Leave typer the one command that is asked for by its name: to build all of them takes it 0.03 s."""
+    named = [known for known in app.registered_commands if known.callback and [known.callback.__name__] == first]
+    if named:
+        app.registered_commands, app.registered_groups = named, []
 
 
 def _report(error: LoraJobsError) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lora_jobs.errors import Problem, SpecError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 
 
+@lru_cache(maxsize=64)  # the changes that are tried on a job leave its targets alone
 def match_targets(
     shape: ModelShape, target_modules: tuple[str, ...] | str, modules_to_save: tuple[str, ...] = ()
 ) -> tuple[Module, ...]:
