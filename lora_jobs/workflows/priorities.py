@@ -67,7 +67,7 @@ def list_factors(factors: Factors | None, config: Mapping[str, str]) -> tuple[Fa
 def find_weight(text: str) -> int | None:
     """The most that a factor gives: a number, or of "cpu=1000,gres/gpu=2000" the sum of what can be given."""
     weights = [part.rpartition("=")[2] for part in text.split(",")]
-    return sum(int(float(weight)) for weight in weights if float(weight) > 0) if _WEIGHTS.fullmatch(text) else None
+    return int(sum(max(0.0, float(weight)) for weight in weights)) if _WEIGHTS.fullmatch(text) else None
 
 
 def _say_days(text: str) -> str:

@@ -104,8 +104,8 @@ def test_sacct_shows_each_attempt_of_a_requeued_job_when_asked():
 
 def test_sprio():
     assert parse_sprio(load("sprio")) == {
-        "15": Factors(5543, 0, 5000, 344, 200, 0, 0, 0, 0),
-        "16": Factors(5371, 0, 5000, 172, 200, 0, 0, 0, 0),
+        "2": Factors(10543, 0, 10000, 344, 200, 0, 0, 0, 0, 0),
+        "3": Factors(10371, 0, 10000, 172, 200, 0, 0, 0, 0, 0),
     }
 
 
