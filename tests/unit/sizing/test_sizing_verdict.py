@@ -133,6 +133,25 @@ def test_warnings(make_spec: SpecMaker, changes: dict[str, Any], gpu: str, words
     assert [warning for warning in size_job(make_spec(changes), find_gpu(gpu)).warnings if words in warning]
 
 
+HALF = {"model.attn_implementation": "sdpa", "model.dtype": "float16", "training.bf16": False, "training.fp16": True}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora.bias": "all"},
+        {"lora.modules_to_save": ["lm_head"], "model.dtype": "float32"},
+        {"lora.modules_to_save": ["lm_head"], "deepspeed.zero_stage": 2},
+        {"lora.modules_to_save": ["lm_head"], "model.quantization.load_in_4bit": True},
+        {"lora.autocast_adapter_dtype": False, "training.fp16": False},
+    ],
+)
+def test_fp16_is_taken_where_the_trained_weights_are_float32(make_spec: SpecMaker, changes: dict[str, Any]) -> None:
+    """Llama 3.2 has no biases, so that bias: all trains none."""
+    assert size_job(make_spec(HALF | changes), find_gpu("A100-64")).fits
+
+
 def test_a_cpu_gets_a_number_and_a_caution(make_spec: SpecMaker) -> None:
     spec = make_spec({"model.attn_implementation": "sdpa", "model.dtype": "float32", "training.bf16": False})
     verdict = size_job(spec, cpu_device(64 * GIB))
@@ -169,6 +188,9 @@ def test_a_cpu_gets_a_number_and_a_caution(make_spec: SpecMaker) -> None:
             cpu_device(64 * GIB),
             "training.use_liger_kernel",
         ),
+        (HALF | {"lora.modules_to_save": ["lm_head"]}, find_gpu("A100-64"), "training.fp16"),
+        (HALF | {"lora.autocast_adapter_dtype": False}, find_gpu("A100-64"), "training.fp16"),
+        (HALF | {"model.name_or_path": "qwen2.5-7b", "lora.bias": "all"}, find_gpu("V100-16"), "training.fp16"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_before_it_is_sized(
