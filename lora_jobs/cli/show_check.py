@@ -137,7 +137,7 @@ def _show_exact(report: CheckReport) -> None:
     """The trace beside the estimate, in allocated bytes."""
     if report.exact is None or not report.is_estimated:
         return
-    traced, estimated = report.exact.allocated_peak_bytes, report.verdict.estimate.allocated_peak_bytes
+    traced, estimated = report.exact.allocated_peak_bytes, report.verdict.estimate.step_peak_bytes
     instant = report.exact.binding.replace("_", " ")
     say(f"traced from the real training code: {format_gib(traced)} allocated at its peak ({instant}),")
     say(f"  the estimate says {format_gib(estimated)} ({estimated / traced - 1:+.2%})")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lora_jobs.cli.show_check import show_check
-from lora_jobs.workflows.checking import check_job
+from lora_jobs.workflows.checking import Exact, check_job
 
 ROOT = Path(__file__).resolve().parents[3]
 SPEC = ROOT / "jobs/gemma2_9b_svg.yaml"
@@ -39,3 +40,20 @@ def test_one_screen_says_it_all(case: str, capsys: pytest.CaptureFixture[str], m
         first = report.verdict.suggestions[0]
         assert first.fits
         assert f"lora-jobs check {SPEC.name} --set " in text
+
+
+def test_a_trace_begins_after_loading(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """QLoRA on short rows needs most while it is loaded: that counts beside the trace, and is not compared with it."""
+    monkeypatch.chdir(ROOT)
+    short = ("model.quantization.load_in_4bit=true", "lora.modules_to_save=[]", "data.max_length=256")
+    report = check_job(SPEC, [*short, "resources.gpu=RTX4090"])
+    estimate = report.verdict.estimate
+    step = estimate.step_peak_bytes
+    assert (estimate.binding.name, step < estimate.allocated_peak_bytes) == ("model_load", True)
+    traced = replace(report, exact=Exact(step, {"loss_backward": step}, {}, {}))
+    assert (traced.peak_bytes, traced.word) == (report.peak_bytes, report.word)
+    show_check(traced, "lora-jobs check")
+    text = capsys.readouterr().out
+    assert "peak of a process, before step 1 (loading the model)" in text
+    assert "the estimate says " in text
+    assert "(+0.00%)" in text
