@@ -126,11 +126,31 @@ def test_the_json_holds_the_stable_keys(make_spec: SpecMaker) -> None:
         ({}, "H100-80", "nobody measured the CUDA context of H100-80"),
         ({"resources.mem": "2G"}, "A100-64", "resources.mem asks for 2.0 GiB"),
         ({"model.name_or_path": "google/gemma-3-4b-it"}, "A100-64", "3,880,263,168 parameters) and its vision tower"),
+        ({"lora.target_modules": ".*q_proj|.*kv_eins"}, "A100-64", "the alternative '.*kv_eins' matches no"),
         ({"model.name_or_path": "google/gemma-3-4b-it"}, "A100-64", "on 81 layers of the vision tower"),
     ],
 )  # fmt: skip
 def test_warnings(make_spec: SpecMaker, changes: dict[str, Any], gpu: str, words: str) -> None:
     assert [warning for warning in size_job(make_spec(changes), find_gpu(gpu)).warnings if words in warning]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora.target_modules": ["q_proj", "embed_tokens"]}, "an adapter on embed_tokens trains, but cannot be"),
+        ({"lora.target_modules": ["q_proj", "lm_head"]}, "an adapter on lm_head trains, but cannot be merged"),
+        ({"lora.target_modules": ["q_proj", "lm_head"], "lora.ensure_weight_tying": True},
+         "an adapter on embed_tokens and lm_head trains"),
+        ({"lora.target_modules": ["q_proj", "lm_head"], "lora.modules_to_save": ["embed_tokens"]}, None),
+        ({"lora.target_modules": ["q_proj", "lm_head"], "model.name_or_path": "llama-3.1-8b"}, None),
+        ({"lora.target_modules": "all-linear"}, None),
+    ],
+)  # fmt: skip
+def test_an_adapter_on_tied_embeddings_is_warned_of(
+    make_spec: SpecMaker, changes: dict[str, Any], words: str | None
+) -> None:
+    found = [each for each in size_job(make_spec(changes), find_gpu("A100-64")).warnings if "merged" in each]
+    assert [words in each for each in found] == ([] if words is None else [True])
 
 
 HALF = {"model.attn_implementation": "sdpa", "model.dtype": "float16", "training.bf16": False, "training.fp16": True}
