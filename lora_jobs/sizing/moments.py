@@ -88,8 +88,8 @@ def _set_up(instants: Sequence[Instant], *, lazy: bool) -> Moment:
     held = next(instant.parts for instant in instants if instant.name == CHECKPOINT_SAVE)
     later = (TIED_COPY, _STATE) if lazy else (TIED_COPY,)
     start = sum(size for name, size in held.items() if name not in later)
-    state = "" if lazy else " and the optimizer's state"
-    return Moment("setup", f"loading the model, the adapters{state}", "before step 1", 0, start)
+    what = "adding the adapters" if lazy else "setting up the optimizer"
+    return Moment("setup", what, "before step 1", 0, start)
 
 
 def describe_instant(spec: JobSpec, shape: ModelShape, instant: Instant) -> str:

@@ -155,7 +155,7 @@ def test_a_job_dies_at_the_first_moment_that_does_not_fit(make_spec: SpecMaker) 
     small = [find_death(spec, find_gpu(name), moments) for name in ("T4", "RTX5090")]
     assert [(death.instant, death.what) for death in small if death] == [
         ("model_load", "loading the model"),
-        ("setup", "loading the model, the adapters and the optimizer's state"),
+        ("setup", "setting up the optimizer"),
     ]
 
 

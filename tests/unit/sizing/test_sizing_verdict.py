@@ -106,6 +106,7 @@ def test_the_json_holds_the_stable_keys(make_spec: SpecMaker) -> None:
     assert document["gpu"] == {"name": "A100-64", "memory_bytes": 64 * GIB, "usable_bytes": gpu.usable_bytes}
     assert document["parameters"] == {"base": 9_241_705_984, "trainable": 2_051_080_192}
     estimate = document["estimate"]
+    assert document["attention"] == {"implementation": "eager", "kernel": "eager"}
     assert sum(estimate["components"].values()) == estimate["peak_bytes"] > estimate["allocated_peak_bytes"]
     assert estimate["binding_instant"] == "while an evaluation's loss is computed"
     assert estimate["instants"]["evaluation_loss"] == estimate["allocated_peak_bytes"]
@@ -151,6 +152,25 @@ def test_an_adapter_on_tied_embeddings_is_warned_of(
 ) -> None:
     found = [each for each in size_job(make_spec(changes), find_gpu("A100-64")).warnings if "merged" in each]
     assert [words in each for each in found] == ([] if words is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "kernel", "words"),
+    [
+        ({}, "A100-64", "flash", "sdpa by default, its flash kernel"),
+        ({}, "V100-16", "memory-efficient", "sdpa by default, its memory-efficient kernel"),
+        ({"training.per_device_train_batch_size": 2}, "A100-64", "memory-efficient", None),
+        ({"model.name_or_path": "gemma-3-1b"}, "A100-64", "flash and memory-efficient", None),
+        ({"model.name_or_path": "phi-3-mini", "data.max_length": 4096}, "A100-64", "memory-efficient", None),
+    ],
+)
+def test_sdpas_kernel_is_resolved_as_torch_does(
+    make_spec: SpecMaker, changes: dict[str, Any], gpu: str, kernel: str, words: str | None
+) -> None:
+    found = size_job(make_spec({"model.attn_implementation": None, **changes}), find_gpu(gpu)).attention
+    assert found is not None
+    assert found.to_json() == {"implementation": "sdpa", "kernel": kernel}
+    assert words in (None, found.words)
 
 
 HALF = {"model.attn_implementation": "sdpa", "model.dtype": "float16", "training.bf16": False, "training.fp16": True}
