@@ -53,6 +53,12 @@ TOO_LARGE: dict[str, tuple[dict[str, Any], str]] = {
          "model.attn_implementation": "sdpa"},
         "L4",
     ),
+    "adapter on lm_head": (
+        {"lora.target_modules": ["q_proj", "lm_head"], "training.per_device_train_batch_size": 64}, "A100-40",
+    ),
+    "trained tokens": (
+        {"lora.trainable_token_indices": [7], "training.per_device_train_batch_size": 64}, "A100-40",
+    ),
     "much too small": ({"model.name_or_path": "google/gemma-2-27b", "model.attn_implementation": None}, "2080Ti"),
 }  # fmt: skip
 
@@ -80,6 +86,14 @@ def test_suggestions_come_in_the_order_of_their_cost(make_spec: SpecMaker) -> No
         ["data.max_length"],
     ]
     assert verdict.smallest_gpu == "H100-80"
+
+
+def test_trained_tokens_are_named_only_where_they_can_be_trained(make_spec: SpecMaker) -> None:
+    """TRL's loss refuses them on a tied model, the stock one does not."""
+    for trainer, named in (("trl", False), ("transformers", True)):
+        verdict = size_job(make_spec(GEMMA_SVG | {"training.trainer": trainer}), find_gpu("RTX4090"))
+        frozen = [each.why for each in verdict.suggestions if list(each.set) == ["lora.modules_to_save"]]
+        assert ["trainable_token_indices" in why for why in frozen] == [named]
 
 
 def test_changes_are_combined_where_none_is_enough(make_spec: SpecMaker) -> None:
