@@ -94,10 +94,10 @@ def _find_half_trained(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Iterator[P
         if tensor_bytes(tensor, precision) == HALF * tensor.elements
     )
     if half:
-        others = "training.bf16 with model.dtype: bfloat16, " if gpu.has_bf16 else ""
+        others = "training.bf16 with model.dtype: bfloat16; or " if gpu.has_bf16 else ""
         yield Problem(
             "training.fp16",
             f"would train {', '.join(half)} in float16, which torch's gradient scaler refuses at the first step "
             '("Attempting to unscale FP16 gradients"); wanted trained weights in float32: '
-            f"set {others}model.dtype: float32, or deepspeed.zero_stage: 2, which keeps float32 copies",
+            f"set {others}model.dtype: float32; or deepspeed.zero_stage: 2, which keeps float32 copies",
         )
