@@ -9,8 +9,8 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, say
-from lora_jobs.cli.show_status import format_span
 from lora_jobs.cli.show_targets import show_targets
+from lora_jobs.cli.status_line import format_span
 from lora_jobs.sizing.cards import COMMON
 from lora_jobs.sizing.margins import MARGINS
 from lora_jobs.units import format_count, format_gib

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 
 
+@lru_cache(maxsize=64)  # the changes that are tried on a job leave its targets alone
 def match_targets(
     shape: ModelShape, target_modules: tuple[str, ...] | str, modules_to_save: tuple[str, ...] = ()
 ) -> tuple[Module, ...]:
