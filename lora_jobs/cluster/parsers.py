@@ -29,9 +29,8 @@ _EMPTY = frozenset(
     {"", "N/A", "n/a", "None", "none", "(null)", "Unknown", "UNKNOWN", "None assigned", "NONE", "INVALID"}
 )
 _CONFIG = re.compile(r"^(?P<key>[A-Za-z_][A-Za-z0-9_\[\]]*)\s*=(?P<value>.*)$", re.MULTILINE)
-PENDING_STATES = frozenset({
-    "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "CONFIGURING",
-})  # fmt: skip
+# Not CONFIGURING: such a job holds its nodes, which boot.
+PENDING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 
 
 @dataclass(frozen=True, slots=True)

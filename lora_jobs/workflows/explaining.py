@@ -14,6 +14,7 @@ from lora_jobs.cluster.reservations import ask_reservations
 from lora_jobs.errors import RunError, RunNotFoundError
 from lora_jobs.runs import explain_state, find_run, find_runs_root, find_sweep, is_ended
 from lora_jobs.units import format_duration
+from lora_jobs.workflows.evidence import find_sighting
 from lora_jobs.workflows.looking import look_at_runs
 from lora_jobs.workflows.observing import report_runs
 from lora_jobs.workflows.priorities import FactorRow, list_factors
@@ -73,8 +74,7 @@ def explain_job(job: str | None) -> Explanation:
     run, status = choose_task(runs, report.runs)
     if status.state == "NOT_SUBMITTED":
         raise RunError(f"{run.id} was never submitted", hint=f"lora-jobs resume {run.id} submits it")
-    last = look.records[run.id].job if run.id in look.records else None
-    sighting = look.seen.jobs.get(last.job_id) if last is not None and last.backend == "slurm" else None
+    sighting = find_sighting(run, look.records[run.id].job, look.seen) if run.id in look.records else None
     if sighting is None or is_ended(sighting.job.state):
         return _explain_records(run, status, look.notes)
     return _explain_sighting(run, sighting, look.seen)

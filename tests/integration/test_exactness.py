@@ -187,6 +187,22 @@ def test_final_metrics_beside_their_targets(count: int, ranks: RankServer, make_
     assert score_bleu(wanted, wanted) == pytest.approx(100)
 
 
+def test_examples_without_prompts_leave_bleu_unmeasured(
+    ranks: RankServer, make_run: Callable[..., Run], tiny: Path, tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "", "completion": "A large red square."}\n')
+    data = {"train": str(tiny / "data/tiny/prompt.jsonl"), "eval": str(held_out), "format": "prompt_completion"}
+    training = {"max_steps": 1, "save_steps": 1, "final_metrics": ["bleu"], "targets": {"bleu": 18, "eval_loss": 100}}
+    rows = train(ranks, make_run("unprompted-1", training=training, data=data))
+    (note,) = [row for row in rows if row.get("event") == "bleu_not_measured"]
+    assert note["reason"] == "none of the held-out examples has a prompt before its answer"
+    (final,) = [row for row in rows if row["kind"] == "final"]
+    assert sorted(final["metrics"]) == ["eval_loss", "perplexity"]
+    assert final["targets"]["bleu"] == {"expected": 18, "reached": None, "met": False}
+    assert final["targets"]["eval_loss"]["met"]
+
+
 def test_tensorboard_holds_every_step_also_of_a_resumed_run(ranks: RankServer, make_run: Callable[..., Run]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
