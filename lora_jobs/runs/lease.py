@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 RENEW_SECONDS = 15.0
 STALE_SECONDS = 90.0
-_NO_LOCKS = "the file system has no locks (Lustre mounted without -o flock): set LORA_JOBS_HOME to a directory elsewhere"
+_NO_LOCKS = (
+    "the file system has no locks (Lustre mounted without -o flock): set LORA_JOBS_HOME to a directory elsewhere"
+)
 
 
 @contextlib.contextmanager

@@ -161,3 +161,33 @@ def test_a_rank_that_stands_still_within_a_save_and_goes_on(
            ours="waited, same result" if ended.codes == [0, 0] else "ended")  # fmt: skip
     assert ended.codes == [0, 0], read_logs(run)
     assert hash_adapter(run) == found.reference
+
+
+def test_a_record_that_cannot_be_flushed_costs_every_rank_that_save(
+    stopped: Callable[[str], Stopped], server: RankServer, tiny: Path, tmp_path: Path, record: Callable[..., None]
+) -> None:
+    """Rank 0's metrics lie for one save where fsync fails: no rank commits it, and all go on to the next."""
+    found = stopped("zero2")
+    run = create_tiny_run(tmp_path, "unflushed-1", tiny, **KINDS["zero2"][0])
+    kept = run.directory / "kept"
+
+    def fail_once(job: Job) -> None:
+        wait_until_stopped(job.pids[0])
+        run.metrics_path.rename(kept)
+        run.metrics_path.symlink_to("/dev/full")
+        job.kill(signal.SIGCONT, ranks=[0])
+        wait_until_stopped(job.pids[0])
+        kept.replace(run.metrics_path)
+        job.kill(signal.SIGCONT, ranks=[0])
+
+    stops = [fault("on_save", 4, "SIGSTOP"), fault("on_step_begin", 4, "SIGSTOP")]
+    ended = interrupt(server, run, 2, faults={0: stops}, meanwhile=fail_once)
+    steps = [verdict.step for verdict in choose_checkpoint(run.checkpoints).verdicts]
+    log = read_logs(run)
+    same = ended.codes == [0, 0] and hash_adapter(run) == found.reference
+    record("stop", "rank 0's record can't be flushed at a save", kind="zero2", hung=ended.hung,
+           ours="save skipped by all, same result" if same else "ended")  # fmt: skip
+    assert ended.codes == [0, 0], log
+    assert f"checkpoint 4 was not committed: rank 0: cannot write {run.metrics_path}: Invalid argument" in log
+    assert not (run.checkpoints / "checkpoint-4").exists()
+    assert (steps, same) == ([8], True)
