@@ -13,7 +13,7 @@ from lora_jobs.training.measures import measure_final
 from lora_jobs.training.saving import commit_together, explain_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from transformers import Trainer
 
@@ -35,11 +35,15 @@ def finish_run(
     recorder: Recorder | None,
     *,
     metadata: Mapping[str, Any],
+    beat: Callable[[], None],
 ) -> dict[str, Any]:
-    """Evaluate, save and commit the adapter, measure and sample it. Every rank calls it and gets the same result."""
+    """Evaluate, save and commit the adapter, measure and sample it. Every rank calls it and gets the same result.
+
+    `beat` tells the hang watch that this rank gets on.
+    """
     evaluate_after(trainer, agreement, recorder)
     save_adapter(trainer, run, agreement, recorder, metadata)
-    measure_final(trainer, spec.training, agreement, recorder)
+    measure_final(trainer, spec.training, agreement, recorder, beat=beat)
     record_sample(trainer, recorder)
     agreement.wait()
     losses = {row["phase"]: row["eval_loss"] for row in load_metrics(run) if row.get("kind") == "eval"}

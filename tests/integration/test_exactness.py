@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tiny_runs import read_logs
+from tiny_runs import build_spec, read_logs
 
 from lora_jobs.runs import load_metrics
 
@@ -159,6 +161,30 @@ def test_final_metrics_beside_their_targets(count: int, ranks: RankServer, make_
     answers, wanted = ["A large red square.", "A small line."], ["A large red square.", "A small blue line."]
     assert score_bleu(answers, wanted) == corpus_bleu(answers, [wanted]).score
     assert score_bleu(wanted, wanted) == pytest.approx(100)
+
+
+def test_each_answer_of_the_final_measure_is_a_sign_of_life(tiny: Path) -> None:
+    """The hang watch gives the finish an hour in all, unless it hears that a rank gets on."""
+    from transformers import AutoModelForCausalLM
+
+    from lora_jobs.training.agreement import Agreement
+    from lora_jobs.training.data import load_examples
+    from lora_jobs.training.measures import answer_examples
+    from lora_jobs.training.model import load_tokenizer
+
+    spec = build_spec(tiny, training={"final_metrics": ["bleu"], "final_examples": 3, "max_new_tokens": 2})
+    tokenizer = load_tokenizer(spec.model)
+    assert spec.data.eval is not None
+    trainer: Any = SimpleNamespace(
+        eval_dataset=load_examples(spec.data.eval, spec.data, tokenizer).dataset,
+        args=SimpleNamespace(process_index=0, world_size=1),
+        model=AutoModelForCausalLM.from_pretrained(spec.model.name_or_path),
+        processing_class=tokenizer,
+    )
+    beats: list[float] = []
+    answers = answer_examples(trainer, spec.training, Agreement(1), beat=lambda: beats.append(time.monotonic()))
+    assert (len(answers), len(beats)) == (3, 3)
+    assert beats == sorted(set(beats))
 
 
 def test_tensorboard_holds_every_step_also_of_a_resumed_run(ranks: RankServer, make_run: Callable[..., Run]) -> None:

@@ -101,7 +101,12 @@ class FakeCluster:
         for folder in (self.binaries, self.scratch, self.submitted_from, self.run / "logs"):
             folder.mkdir(parents=True)
         self.python = str(self.binaries / python)
-        for name, text in ((python, FAKE_PYTHON), ("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL), ("sleep", FAKE_SLEEP)):
+        for name, text in (
+            (python, FAKE_PYTHON),
+            ("srun", FAKE_SRUN),
+            ("scontrol", FAKE_SCONTROL),
+            ("sleep", FAKE_SLEEP),
+        ):
             path = self.binaries / name
             path.write_text(text)
             path.chmod(0o755)
