@@ -146,7 +146,7 @@ def render_stops(rows: Rows) -> str:
             what = f"{row['group']}: {row['case']}" + (f" ({times} times)" if times > 1 else "")
             lines.append((what, row["ours"], lost))
     for kind, one in ((kind, one) for kind in ("plain", "ddp", "zero2") for one in (True, False)):
-        runs = [row for row in rows if row["group"] == "kill" and row["kind"] == kind]
+        runs = [row for row in rows if row["group"] == "kill" and row["kind"] == kind and is_of_ranks(row)]
         count = sum(row["one_rank"] if one else row["kills"] - row["one_rank"] for row in runs)
         if count:
             who = "one rank" if one else "all ranks"
@@ -155,7 +155,18 @@ def render_stops(rows: Rows) -> str:
             left = sum(row.get("ended_by_launcher", 0) for row in runs)
             note = f"; the other rank ended by the launcher's rule in {left}" if one and left else ""
             lines.append((f"kill -9 of {who}, {kind} ({count} times)", same, f"at most {worst} steps lost{note}"))
+    for victim in dict.fromkeys(row["victim"] for row in rows if row["group"] == "kill" and not is_of_ranks(row)):
+        runs = [row for row in rows if row.get("victim") == victim]
+        same = "same result" if all(row["ours"] == "same result" for row in runs) else "other result"
+        worst = max(row["worst_lost_steps"] for row in runs)
+        times = sum(row["kills"] for row in runs)
+        lines.append((f"kill -9 of the {victim} ({times} times)", same, f"at most {worst} steps lost"))
     return table(("what happens", "ours", "measured"), lines)
+
+
+def is_of_ranks(row: dict[str, Any]) -> bool:
+    """Whether ranks were killed, and not what starts them."""
+    return bool(row.get("victim", "ranks") == "ranks")
 
 
 def render_slurm(rows: Rows) -> str:

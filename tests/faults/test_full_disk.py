@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fault_ranks import (
     KINDS,
+    LONGEST_SECONDS,
     Stopped,
     copy_stock,
     fault,
@@ -27,7 +28,7 @@ from interruptions import finish, interrupt
 from tiny_runs import Job, RankServer, create_tiny_run, hash_adapter, read_logs
 
 from lora_jobs.checkpoints import choose_checkpoint
-from lora_jobs.runs import EXIT_DISK_FULL, load_attempts
+from lora_jobs.runs import EXIT_DISK_FULL, EXIT_HANG, load_attempts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,6 +162,36 @@ def test_a_rank_that_stands_still_within_a_save_and_goes_on(
            ours="waited, same result" if ended.codes == [0, 0] else "ended")  # fmt: skip
     assert ended.codes == [0, 0], read_logs(run)
     assert hash_adapter(run) == found.reference
+
+
+@pytest.mark.skipif(not LONG, reason="part of the long form: make faults")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_stands_still_within_a_save_for_ever(
+    rank: int, stopped: Callable[[str], Stopped], server: RankServer, tiny: Path, tmp_path: Path,
+    record: Callable[..., None],
+) -> None:  # fmt: skip
+    """The other one's hang watch ends it, srun ends what is left, and the save is no checkpoint."""
+    found = stopped("zero2")
+    run = create_tiny_run(tmp_path, "stuck-1", tiny, **KINDS["zero2"][0], resume={"hang_seconds": 5})
+
+    def wait_for_the_watch(job: Job) -> None:
+        other = job.pids[1 - rank]
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while (code := server.ask({"poll": other})["code"]) is None:
+            assert time.monotonic() < deadline, read_logs(run)
+            time.sleep(0.1)
+        job.codes[other] = code
+        job.kill(signal.SIGKILL, ranks=[rank])
+
+    ended = interrupt(server, run, 2, faults={rank: [fault("on_save", 4, "SIGSTOP")]}, meanwhile=wait_for_the_watch)
+    choice = choose_checkpoint(run.checkpoints)
+    chosen = choice.chosen.name if choice.chosen else None
+    same = finish(server, run, 2) == found.reference
+    code = ended.codes[1 - rank]
+    record("stall", f"rank {rank} stands still for ever in a save", kind="zero2", hung=code != EXIT_HANG,
+           ours="ended by the hang watch, same result" if same else "other result")  # fmt: skip
+    assert code == EXIT_HANG, read_logs(run)
+    assert (chosen, same) == ("checkpoint-2", True)
 
 
 def test_a_record_that_cannot_be_flushed_costs_every_rank_that_save(
