@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_jobs.training.agreement import Agreement
     from lora_jobs.training.record import Recorder
 
+NO_PROMPT = "none of the held-out examples has a prompt before its answer"
 LOWER_IS_BETTER = frozenset({"eval_loss", "perplexity"})
 
 
@@ -39,7 +40,10 @@ def measure_final(
     if recorder.last_eval is not None:
         loss = recorder.last_eval[1]
         reached = {"eval_loss": loss, "perplexity": perplexity(loss) or float("inf")}
-    if pairs is not None:
+    if pairs == []:
+        recorder.note("bleu_not_measured", step=trainer.state.global_step, reason=NO_PROMPT)
+        recorder.say(f"bleu: not measured, {NO_PROMPT}")
+    elif pairs is not None:
         reached["bleu"] = score_bleu([answer for answer, _ in pairs], [wanted for _, wanted in pairs])
     recorder.record_final(trainer.state.global_step, reached, compare_targets(reached, spec.targets))
 

@@ -77,13 +77,14 @@ def read_versions(python: str, names: tuple[str, ...]) -> dict[str, str | None] 
     return found
 
 
-def refuse_missing_packages(report: CheckReport) -> None:
-    """ClusterError where the job's environment lacks what this spec needs: better now than on the node.
+def refuse_missing_packages(report: CheckReport, *others: JobSpec) -> None:
+    """ClusterError where the job's environment lacks what this spec (and the others of its sweep) needs: better now
+    than on the node.
 
     An interpreter that only the nodes can start is not asked; `doctor` says that it could not be.
     """
     python = report.environment.python or sys.executable
-    needs = list_needs(report.spec)
+    needs = dict.fromkeys(need for spec in (report.spec, *others) for need in list_needs(spec))
     installed = read_versions(python, tuple(dict.fromkeys(name for need in needs for name in need.names)))
     if installed is None:
         return

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from lora_jobs.errors import Problem
     from lora_jobs.runs import Submission
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "deepspeed", "accelerate", "bitsandbytes", "submitit")
@@ -139,10 +140,10 @@ def refuse_unfit(report: CheckReport) -> None:
     )
 
 
-def refuse_blockers(report: CheckReport) -> None:
+def refuse_blockers(spec: JobSpec, blockers: Sequence[Problem]) -> None:
     """What `check` only warns of: data that is not there, an account that the cluster asks for."""
-    if report.blockers:
-        raise SpecError(f"the job {report.spec.name} can't be submitted yet", problems=report.blockers)
+    if blockers:
+        raise SpecError(f"the job {spec.name} can't be submitted yet", problems=blockers)
 
 
 def find_finished_run(spec: JobSpec, root: Path) -> Run | None:
@@ -178,7 +179,7 @@ def submit_job(
         return planned
     if reuse and (finished := find_finished_run(report.spec, find_runs_root())) is not None:
         return SubmitReport(report, plan_run(report, finished.id, finished.directory), finished, reused=True)
-    refuse_blockers(report)
+    refuse_blockers(report.spec, report.blockers)
     refuse_missing_packages(report)
     plan, run = create_planned_run(report)
     return send(report, plan, run, discard=True)

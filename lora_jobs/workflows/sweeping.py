@@ -168,8 +168,8 @@ def submit_sweep(
     if not dry_run:
         if not force:
             refuse_unfit_tasks(tasks or left_out, len(checked))
-        refuse_blockers(tasks[0].report)
-        refuse_missing_packages(tasks[0].report)
+        refuse_blocked_tasks(tasks)
+        refuse_missing_packages(tasks[0].report, *(task.variant.spec for task in tasks[1:]))
     while True:
         plan = plan_sweep(base, tasks or checked)
         if dry_run:
@@ -230,6 +230,20 @@ def refuse_unfit_tasks(tasks: Sequence[CheckedVariant], total: int) -> None:
         problems=problems,
         hint="--skip-unfit submits the others, --force all" if some else "--force submits them in spite of it",
     )
+
+
+def refuse_blocked_tasks(tasks: Sequence[CheckedVariant]) -> None:
+    """SpecError with what is missing for any combination; what only some lack names the first of these."""
+    lacking: dict[Problem, list[CheckedVariant]] = {}
+    for task in tasks:
+        for problem in task.report.blockers:
+            lacking.setdefault(problem, []).append(task)
+    problems = []
+    for problem, those in lacking.items():
+        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+        where = "" if len(those) == len(tasks) else f" ({show_variant(those[0].variant.values)}{more})"
+        problems.append(replace(problem, message=problem.message + where))
+    refuse_blockers(tasks[0].report.spec, problems)
 
 
 def plan_sweep(base: CheckReport, tasks: Sequence[CheckedVariant]) -> ArrayPlan:

@@ -37,9 +37,13 @@ CASES = {
     "llama32_3b_climate_qlora": ("tiny_llama", ("text", "text"), (
         "training.gradient_accumulation_steps=2", "training.num_train_epochs=null",
     )),
-    "gemma3_270m": ("tiny_qwen2", SVG, ("training.num_train_epochs=null", "training.eval_steps=2",
+    "gemma3_270m": ("tiny_gemma3", SVG, ("training.num_train_epochs=null", "training.eval_steps=2",
                                         "training.gradient_accumulation_steps=2", "training.save_steps=2")),
-    "smollm2_135m_svg": ("tiny_mistral", SVG, ()),
+    "gemma3_4b": ("tiny_gemma3_sees", SVG, (
+        "training.per_device_train_batch_size=2", "training.num_train_epochs=null", "training.eval_steps=1",
+        "training.save_steps=1",
+    )),
+    "smollm2_135m_svg": ("tiny_llama", SVG, ()),
 }  # fmt: skip
 
 

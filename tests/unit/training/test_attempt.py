@@ -25,6 +25,7 @@ from lora_jobs.runs import (
     load_attempts,
     load_lease,
 )
+from lora_jobs.spec import load_spec
 from lora_jobs.training.attempt import NoGoodCheckpointError, begin, choose_start, end, main, wait_for_attempt
 from lora_jobs.training.launch import Launch
 from lora_jobs.training.tenure import hold_training
@@ -77,6 +78,7 @@ def test_the_first_attempt_starts_from_the_base_model(run: Run) -> None:
         "resume_from": None,
         "first_step": 0,
     }
+    assert attempt.world_size == load_spec(run.spec_path).resources.world_size
 
 
 def test_begin_twice_is_the_same_attempt_and_a_requeue_is_the_next(run: Run) -> None:

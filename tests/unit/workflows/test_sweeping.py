@@ -6,11 +6,12 @@ import json
 import os
 import pickle
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lora_jobs.errors import DoesNotFitError, SpecError, SubmissionError
+from lora_jobs.errors import ClusterError, DoesNotFitError, SpecError, SubmissionError
 from lora_jobs.runs import find_runs_root, find_sweep, list_runs, load_submissions
 from lora_jobs.sizing import find_gpu, size_job
 from lora_jobs.spec import load_spec, replace_values
@@ -18,7 +19,6 @@ from lora_jobs.workflows.sweeping import UNSIZED_KEYS, SweepReport, submit_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from conftest import FakeCluster
 
@@ -153,6 +153,35 @@ def test_missing_data_is_said_before_anything_is_written(slurm: FakeCluster, mak
     with pytest.raises(SpecError, match="can't be submitted yet") as caught:
         submit(make_spec(("train: train.jsonl", "train: nowhere.jsonl")), "lora.r=8,16")
     assert caught.value.problems[0].path == "data.train"
+    assert not find_runs_root().exists()
+
+
+def test_data_that_only_some_combinations_lack_is_said_with_their_values(
+    slurm: FakeCluster, make_spec: Callable[..., Path]
+):
+    with pytest.raises(SpecError, match="can't be submitted yet") as caught:
+        submit(make_spec(), "data.train=train.jsonl,nowhere.jsonl", "lora.r=8,16")
+    assert [problem.path for problem in caught.value.problems] == ["data.train"]
+    assert "nowhere.jsonl" in caught.value.problems[0].message
+    assert caught.value.problems[0].message.endswith("lora.r=8 and 1 more)")
+    assert not find_runs_root().exists()
+
+
+def test_packages_that_only_some_combinations_need_are_asked_for(
+    slurm: FakeCluster, make_spec: Callable[..., Path], tmp_path: Path
+):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n# A fake interpreter: answers as the probe of installed packages would.\n"
+        'echo \'{"python": "3.11", "prefix": "/", "cuda": null, "packages": {"torch": "2.13", "transformers": "5.23",'
+        ' "peft": "0.21", "trl": "1.16", "datasets": "5", "bitsandbytes": null}}\'\n'
+    )
+    python.chmod(0o755)
+    spec = make_spec()
+    with Path("envs/here.yaml").open("a") as environment:
+        environment.write(f"python: {python}\n")
+    with pytest.raises(ClusterError, match=r"bitsandbytes not installed \(for training.optim: paged_adamw_8bit\)"):
+        submit(spec, "training.optim=adamw_torch,paged_adamw_8bit")
     assert not find_runs_root().exists()
 
 
