@@ -1,7 +1,13 @@
 """Commit, verify, choose, rotate, and compare with the spec. A checkpoint counts when its manifest holds."""
 
 from lora_jobs.checkpoints.aside import clear_for_save, discard_partial, discard_unfinished, set_aside
-from lora_jobs.checkpoints.choose import Choice, choose_checkpoint, list_checkpoints, set_failures_aside
+from lora_jobs.checkpoints.choose import (
+    Choice,
+    choose_checkpoint,
+    list_checkpoints,
+    list_failures,
+    set_failures_aside,
+)
 from lora_jobs.checkpoints.commit import adopt_checkpoint, commit_checkpoint, flush_part, write_manifest
 from lora_jobs.checkpoints.drift import (
     ALLOWED_FILE,
@@ -55,6 +61,7 @@ __all__ = [
     "flush_part",
     "list_allowed",
     "list_checkpoints",
+    "list_failures",
     "load_manifest",
     "read_header",
     "record_inputs",

@@ -19,6 +19,7 @@ from lora_jobs.checkpoints import (
     find_run_drift,
     list_allowed,
     list_checkpoints,
+    list_failures,
     refuse_drift,
     require_own,
     verify_checkpoint,
@@ -26,13 +27,16 @@ from lora_jobs.checkpoints import (
 from lora_jobs.cluster.client import requeue_job
 from lora_jobs.errors import CheckpointError, ClusterError, RunError, SubmissionError
 from lora_jobs.runs import (
+    STARTED_OVER_FILE,
     Run,
     append_submission,
     find_run,
     find_runs_root,
     hold_run,
+    list_committed_steps,
     load_attempts,
     load_submissions,
+    render_started_over,
     write_atomic,
 )
 from lora_jobs.spec import JobSpec, load_environment, override_spec
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from lora_jobs.checkpoints import Choice
     from lora_jobs.rendering import Plan
     from lora_jobs.runs import Diagnosis
     from lora_jobs.workflows.checking import CheckReport
@@ -159,8 +164,8 @@ def plan_resume(
     diagnosis = diagnose_status(run, status)
     if not (changed or force):
         _refuse_repetition(run, diagnosis)
-    if chosen is None and choice.verdicts and not from_scratch:
-        raise _no_good_checkpoint(run, choice.verdicts)
+    if chosen is None and not from_scratch:
+        _refuse_loss(run, choice)
     return ResumePlan(
         run,
         status,
@@ -179,8 +184,8 @@ def plan_resume(
 
 def _refuse_repetition(run: Run, diagnosis: Diagnosis | None) -> None:
     """Raises RunError where what ended the run would end it again."""
-    if diagnosis is None or diagnosis.cause.policy != "refuse":
-        return
+    if diagnosis is None or diagnosis.cause.policy != "refuse" or diagnosis.cause.name == "no_checkpoint":
+        return  # what the checkpoints are worth now is looked at by itself
     raise RunError(
         f"{run.id} would end the same way again: {diagnosis.cause.meaning}"
         + (f" ({diagnosis.evidence})" if diagnosis.evidence else ""),
@@ -188,13 +193,16 @@ def _refuse_repetition(run: Run, diagnosis: Diagnosis | None) -> None:
     )
 
 
-def _no_good_checkpoint(run: Run, verdicts: Sequence[CheckpointVerdict]) -> CheckpointError:
-    worst = "; ".join(f"{verdict.path.name}: {verdict.reason}" for verdict in verdicts)
-    return CheckpointError(
-        f"none of the {len(verdicts)} checkpoint(s) of {run.id} is good: {worst}",
-        path=run.checkpoints,
-        hint=f"lora-jobs resume {run.id} --from-scratch starts over from the base model",
-    )
+def _refuse_loss(run: Run, choice: Choice) -> None:
+    """Raises CheckpointError where there are folders of checkpoints, or were, and none of them is good."""
+    failures = list_failures(choice, run.checkpoints, known=list_committed_steps(run))
+    failures = failures or [f"{verdict.path.name}: {verdict.reason}" for verdict in choice.verdicts]
+    if failures:
+        raise CheckpointError(
+            f"none of the checkpoints of {run.id} is good: {'; '.join(failures)}",
+            path=run.checkpoints,
+            hint=f"lora-jobs resume {run.id} --from-scratch starts over from the base model",
+        )
 
 
 def check_resume(spec: JobSpec, status: RunStatus, cluster: str | None) -> CheckReport:
@@ -266,6 +274,8 @@ def change_run(run: Run, files: Mapping[str, str], *, start_over: bool) -> Calla
 
     A refused resume must leave the run as it was: else the next one would find other settings, or no checkpoints.
     """
+    if start_over:
+        files = {**files, STARTED_OVER_FILE: render_started_over(run)}
     before = {name: path.read_bytes() if (path := run.directory / name).exists() else None for name in files}
     aside = set_aside_checkpoints(run) if start_over else None
     for name, text in files.items():

@@ -1,0 +1,92 @@
+"""`resume` without a good checkpoint: the base model only when it is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_jobs.checkpoints import commit_checkpoint, list_checkpoints
+from lora_jobs.errors import CheckpointError
+from lora_jobs.runs import (
+    EXIT_NO_CHECKPOINT,
+    STARTED_OVER_FILE,
+    Run,
+    begin_attempt,
+    create_run,
+    end_attempt,
+    list_committed_steps,
+)
+from lora_jobs.workflows.resuming import change_run, plan_resume
+
+SPEC = """
+name: tiny
+model: {name_or_path: smollm2-135m}
+lora: {r: 4}
+data: {train: PLACE/train.jsonl}
+training: {max_steps: 10}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("LORA_JOBS_HOME", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    return create_run(tmp_path / "runs", "tiny-1", {"spec.yaml": SPEC.replace("PLACE", str(tmp_path))})
+
+
+def add_attempt(run: Run, *, committed: int | None, code: int = 1, cause: str = "failed") -> None:
+    job = f"test{code}"
+    begin_attempt(run, job_id=job, restart_count=0, backend="local", host="here", resume_from=None, first_step=0)
+    end_attempt(
+        run,
+        job_id=job,
+        restart_count=0,
+        exit_code=code,
+        state="FAILED",
+        reason="no good checkpoint",
+        last_committed_step=committed,
+        cause=cause,
+    )
+
+
+def add_checkpoint(run: Run, step: int) -> Path:
+    directory = run.checkpoints / f"checkpoint-{step}"
+    directory.mkdir()
+    (directory / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    commit_checkpoint(directory, step=step, world_size=1)
+    return directory
+
+
+def test_a_run_that_committed_nothing_starts_from_the_base_model(run: Run) -> None:
+    add_attempt(run, committed=None)
+    plan = plan_resume("tiny-1")
+    assert (plan.chosen, plan.step) == (None, 0)
+
+
+def test_committed_work_that_is_gone_takes_from_scratch(run: Run) -> None:
+    add_attempt(run, committed=8)
+    with pytest.raises(CheckpointError, match="none of the checkpoints of tiny-1 is good: checkpoint-8: ") as raised:
+        plan_resume("tiny-1")
+    assert raised.value.message.endswith("checkpoint-8: it was committed, and is gone")
+    plan = plan_resume("tiny-1", from_scratch=True)
+    undo = change_run(run, {}, start_over=plan.chosen is None)
+    assert list_committed_steps(run) == frozenset()
+    assert plan_resume("tiny-1").chosen is None
+    undo()
+    assert list_committed_steps(run) == {8}
+    assert not (run.directory / STARTED_OVER_FILE).exists()
+
+
+def test_after_a_refused_start_the_checkpoints_are_what_counts(run: Run) -> None:
+    """The job found none; since then they came back, or somebody wants to start over."""
+    add_attempt(run, committed=8)
+    add_attempt(run, committed=None, code=EXIT_NO_CHECKPOINT, cause="no_checkpoint")
+    with pytest.raises(CheckpointError, match="none of the checkpoints"):
+        plan_resume("tiny-1")
+    assert plan_resume("tiny-1", from_scratch=True).chosen is None
+    back = add_checkpoint(run, 8)
+    assert plan_resume("tiny-1").chosen == back
+    assert list_checkpoints(run.checkpoints) == [back]
