@@ -19,6 +19,7 @@ from lora_jobs.checkpoints.drift import (
     refuse_drift,
 )
 from lora_jobs.checkpoints.inputs import record_inputs
+from lora_jobs.checkpoints.loading import DUMMY_STEPS
 from lora_jobs.checkpoints.manifest import MANIFEST, PINNED, AdapterDigest, FileEntry, Manifest, load_manifest
 from lora_jobs.checkpoints.room import find_shortage
 from lora_jobs.checkpoints.rotate import Rotation, rotate_checkpoints
@@ -36,6 +37,7 @@ from lora_jobs.checkpoints.verify import (
 __all__ = [
     "ADAPTER_WEIGHTS",
     "ALLOWED_FILE",
+    "DUMMY_STEPS",
     "MANIFEST",
     "PINNED",
     "WORLD_KEYS",

@@ -14,6 +14,7 @@ from lora_jobs.checkpoints import (
     CheckpointVerdict,
     Drift,
     adopt_checkpoint,
+    best_level,
     choose_checkpoint,
     find_drift,
     find_run_drift,
@@ -148,7 +149,7 @@ def plan_resume(
         return ResumePlan(run, status, stored, (), None, (), finished=False, pending=True)
     refuse_active(run, status)
     finished = run.adapter.is_dir() and verify_checkpoint(run.adapter).good
-    choice = choose_checkpoint(run.checkpoints, accept_unverified=accept_unverified)
+    choice = choose_checkpoint(run.checkpoints, level=best_level(), accept_unverified=accept_unverified)
     chosen = None if from_scratch else choice.chosen
     drift = tuple(find_run_drift(run, choice.chosen, spec))
     changed = bool(find_drift(stored, spec))

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from small_checkpoints import write_checkpoint
 
 from lora_jobs.checkpoints import MANIFEST, commit_checkpoint, list_checkpoints
 from lora_jobs.errors import RunError
@@ -54,8 +55,7 @@ def run(tmp_path: Path) -> Run:
 
 def add_checkpoint(run: Run, step: int, *, world_size: int = 2, commit: bool = True) -> Path:
     directory = run.checkpoints / f"checkpoint-{step}"
-    directory.mkdir(parents=True)
-    (directory / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 1.0}))
+    write_checkpoint(directory, step=step, world_size=world_size)
     (directory / "notes.txt").write_text("weights")
     if commit:
         commit_checkpoint(directory, step=step, world_size=world_size, metadata={})

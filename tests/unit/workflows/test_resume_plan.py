@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from small_checkpoints import write_checkpoint, write_safetensors
 
 from lora_jobs.checkpoints import commit_checkpoint, list_checkpoints
 from lora_jobs.errors import CheckpointError
@@ -18,6 +18,7 @@ from lora_jobs.runs import (
     end_attempt,
     list_committed_steps,
 )
+from lora_jobs.training.attempt import choose_start
 from lora_jobs.workflows.resuming import change_run, plan_resume
 
 SPEC = """
@@ -52,10 +53,11 @@ def add_attempt(run: Run, *, committed: int | None, code: int = 1, cause: str = 
     )
 
 
-def add_checkpoint(run: Run, step: int) -> Path:
+def add_checkpoint(run: Run, step: int, *, finite: bool = True) -> Path:
     directory = run.checkpoints / f"checkpoint-{step}"
-    directory.mkdir()
-    (directory / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    write_checkpoint(directory, step=step)
+    if not finite:
+        write_safetensors(directory / "adapter_model.safetensors", {"a": b"\xff" * 64})
     commit_checkpoint(directory, step=step, world_size=1)
     return directory
 
@@ -90,3 +92,13 @@ def test_after_a_refused_start_the_checkpoints_are_what_counts(run: Run) -> None
     back = add_checkpoint(run, 8)
     assert plan_resume("tiny-1").chosen == back
     assert list_checkpoints(run.checkpoints) == [back]
+
+
+def test_the_plan_names_the_checkpoint_that_the_job_will_choose(run: Run) -> None:
+    """Its bytes are what was committed; only their meaning is wrong, which the job looks at."""
+    older, newer = add_checkpoint(run, 4), add_checkpoint(run, 8, finite=False)
+    plan = plan_resume("tiny-1")
+    assert plan.chosen == older
+    assert plan.verdicts[0].reason == "adapter_model.safetensors: a is not finite"
+    assert choose_start(run, world_size=1).checkpoint == older
+    assert not newer.exists()
