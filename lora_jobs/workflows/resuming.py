@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import (
@@ -52,6 +53,7 @@ from lora_jobs.workflows.comparing_specs import (
 from lora_jobs.workflows.evidence import read_text
 from lora_jobs.workflows.observing import RunStatus, load_stored_spec, observe_runs
 from lora_jobs.workflows.packages import refuse_missing_packages
+from lora_jobs.workflows.resuming_memory import advise_memory
 from lora_jobs.workflows.submitting import (
     SubmitReport,
     plan_run,
@@ -164,7 +166,7 @@ def plan_resume(
         return ResumePlan(run, status, spec, choice.verdicts, chosen, drift, finished=True)
     diagnosis = diagnose_status(run, status)
     if not (changed or force):
-        _refuse_repetition(run, diagnosis)
+        _refuse_repetition(run, diagnosis, partial(check_resume, spec, status, cluster))
     if chosen is None and not from_scratch:
         _refuse_loss(run, choice)
     return ResumePlan(
@@ -183,14 +185,17 @@ def plan_resume(
     )
 
 
-def _refuse_repetition(run: Run, diagnosis: Diagnosis | None) -> None:
-    """Raises RunError where what ended the run would end it again."""
+def _refuse_repetition(run: Run, diagnosis: Diagnosis | None, check: Callable[[], CheckReport]) -> None:
+    """Raises RunError where what ended the run would end it again; for the GPU's memory with the estimator's advice."""
     if diagnosis is None or diagnosis.cause.policy != "refuse" or diagnosis.cause.name == "no_checkpoint":
         return  # what the checkpoints are worth now is looked at by itself
+    advice = diagnosis.cause.advice
+    if diagnosis.cause.name == "gpu_memory" and (change := advise_memory(check())) is not None:
+        advice = f"lora-jobs resume {run.id} {change}"
     raise RunError(
         f"{run.id} would end the same way again: {diagnosis.cause.meaning}"
         + (f" ({diagnosis.evidence})" if diagnosis.evidence else ""),
-        hint=f"{diagnosis.cause.advice}; --force tries it unchanged",
+        hint=f"{advice}; --force tries it unchanged",
     )
 
 

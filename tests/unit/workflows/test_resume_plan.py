@@ -8,7 +8,7 @@ import pytest
 from small_checkpoints import write_checkpoint, write_safetensors
 
 from lora_jobs.checkpoints import commit_checkpoint, list_checkpoints
-from lora_jobs.errors import CheckpointError
+from lora_jobs.errors import CheckpointError, RunError
 from lora_jobs.runs import (
     EXIT_NO_CHECKPOINT,
     STARTED_OVER_FILE,
@@ -19,7 +19,9 @@ from lora_jobs.runs import (
     list_committed_steps,
 )
 from lora_jobs.training.attempt import choose_start
+from lora_jobs.units import format_gib
 from lora_jobs.workflows.resuming import change_run, plan_resume
+from lora_jobs.workflows.resuming_memory import LOWER
 
 SPEC = """
 name: tiny
@@ -102,3 +104,26 @@ def test_the_plan_names_the_checkpoint_that_the_job_will_choose(run: Run) -> Non
     assert plan.verdicts[0].reason == "adapter_model.safetensors: a is not finite"
     assert choose_start(run, world_size=1).checkpoint == older
     assert not newer.exists()
+
+
+def test_after_the_gpu_ran_out_of_memory_the_hint_is_a_command_that_goes_on(run: Run) -> None:
+    """Whatever the estimate said before: its advice takes a tenth off, and keeps to what a checkpoint goes with."""
+    run.spec_path.write_text(f"{run.spec_path.read_text().rstrip()[:-1]}, per_device_train_batch_size: 8}}\n")
+    add_attempt(run, committed=None, cause="gpu_memory")
+    with pytest.raises(RunError, match="would end the same way again: the GPU ran out of memory") as raised:
+        plan_resume("tiny-1")
+    command, _, peaks = str(raised.value.hint).partition(" (")
+    words = command.split()
+    assert words[:3] == ["lora-jobs", "resume", "tiny-1"]
+    options = list(zip(words[3::2], words[4::2], strict=True))
+    plan = plan_resume(
+        "tiny-1",
+        [value for name, value in options if name == "--set"],
+        allow_drift=[value for name, value in options if name == "--allow-drift"],
+    )
+    assert plan.report is not None
+    now = plan.report.verdict.estimate.peak_bytes
+    assert peaks.startswith(f"{format_gib(now)} instead of ")
+    before = plan_resume("tiny-1", force=True).report
+    assert before is not None
+    assert now <= LOWER * before.verdict.estimate.peak_bytes
