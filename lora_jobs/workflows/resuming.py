@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from lora_jobs.checkpoints import (
     verify_checkpoint,
 )
 from lora_jobs.cluster.client import requeue_job
-from lora_jobs.errors import CheckpointError, ClusterError, RunError, SubmissionError
+from lora_jobs.errors import CheckpointError, ClusterError, LoraJobsError, RunError, SubmissionError
 from lora_jobs.runs import (
     STARTED_OVER_FILE,
     Run,
@@ -190,8 +191,10 @@ def _refuse_repetition(run: Run, diagnosis: Diagnosis | None, check: Callable[[]
     if diagnosis is None or diagnosis.cause.policy != "refuse" or diagnosis.cause.name == "no_checkpoint":
         return  # what the checkpoints are worth now is looked at by itself
     advice = diagnosis.cause.advice
-    if diagnosis.cause.name == "gpu_memory" and (change := advise_memory(check())) is not None:
-        advice = f"lora-jobs resume {run.id} {change}"
+    if diagnosis.cause.name == "gpu_memory":
+        with contextlib.suppress(LoraJobsError):  # a model that can't be estimated: the advice of the table stays
+            change = advise_memory(check())
+            advice = f"lora-jobs resume {run.id} {change}" if change is not None else advice
     raise RunError(
         f"{run.id} would end the same way again: {diagnosis.cause.meaning}"
         + (f" ({diagnosis.evidence})" if diagnosis.evidence else ""),

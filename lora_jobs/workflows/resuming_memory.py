@@ -36,9 +36,9 @@ class MemoryAdvice:
 
 
 def advise_memory(report: CheckReport) -> MemoryAdvice | None:
-    """The fewest changes, the cheapest first, that take a tenth off the peak; else the one that takes most.
+    """The fewest changes, the cheapest of them, that take a tenth off the peak.
 
-    None where the closed form does not know the model, or nothing that helps goes with the checkpoint.
+    None where the closed form does not know the model, or no such changes go with the checkpoint.
     """
     if not report.is_estimated:
         return None
@@ -46,7 +46,7 @@ def advise_memory(report: CheckReport) -> MemoryAdvice | None:
     gpu = replace(report.gpu, usable_bytes=int(LOWER * min(present, report.gpu.usable_bytes)))
     base = try_as_is(spec, gpu, report.verdict.estimate)
     trials = [trial for trial in list_trials(spec, gpu) if trial.peak_bytes < present and _is_resumable(spec, trial)]
-    found = find_smallest_set(base, trials) or min(trials, key=lambda trial: trial.peak_bytes, default=None)
+    found = find_smallest_set(base, trials)
     if found is None:
         return None
     return MemoryAdvice(_list_options(spec, found.spec, found.settings), present, found.peak_bytes, found.why)
