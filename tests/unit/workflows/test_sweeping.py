@@ -182,6 +182,9 @@ def test_packages_that_only_some_combinations_need_are_asked_for(
         environment.write(f"python: {python}\n")
     with pytest.raises(ClusterError, match=r"bitsandbytes not installed \(for training.optim: paged_adamw_8bit\)"):
         submit(spec, "training.optim=adamw_torch,paged_adamw_8bit")
+    dry = submit(spec, "training.optim=adamw_torch,paged_adamw_8bit", dry_run=True).to_json()
+    assert dry["missing_packages"].endswith("bitsandbytes not installed (for training.optim: paged_adamw_8bit)")
+    assert submit(spec, "training.optim=adamw_torch,adamw_torch_fused", dry_run=True).missing is None
     assert not find_runs_root().exists()
 
 
