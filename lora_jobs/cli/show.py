@@ -58,9 +58,7 @@ def show_resume(plan: ResumePlan) -> None:
         say(f"{plan.run.id} is on its way already: job {plan.status.job_id} is {plan.status.state}", "bold")
         say(f"  next     lora-jobs status {plan.run.id} · lora-jobs why {plan.run.id}")
         return
-    say(
-        f"{plan.run.id}: {plan.status.explanation}" + (f" ({plan.status.reason})" if plan.status.reason else ""), "bold"
-    )
+    say(explain_end(plan.run, plan.status), "bold")
     if plan.finished:
         say(f"nothing to resume: the adapter is whole, {plan.run.adapter}")
         return
@@ -85,8 +83,9 @@ def show_resume(plan: ResumePlan) -> None:
 
 
 def explain_end(run: Run, status: RunStatus) -> str:
-    """The run, what its state means, and the reason that was recorded."""
-    return f"{run.id}: {status.explanation}" + (f" ({status.reason})" if status.reason else "")
+    """The run, what its state means, and the reason: Slurm's in plain words, or the one that was recorded."""
+    reason = status.reason_text or status.reason
+    return f"{run.id}: {status.explanation}" + (f" ({reason})" if reason and reason != status.explanation else "")
 
 
 def show_verdicts(verdicts: Iterable[CheckpointVerdict]) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean, say, warn
 from lora_jobs.cli.show import warn_of_missing
-from lora_jobs.cli.show_status import describe_status
+from lora_jobs.cli.status_line import describe_status
 from lora_jobs.spec import show_variant
 from lora_jobs.units import format_gib
 from lora_jobs.workflows.folding import fold_tasks
@@ -110,7 +110,8 @@ def describe_task(status: RunStatus) -> str:
     words = [status.state.lower()]
     words += [f"step {status.step}"] if status.step is not None and not status.active else []
     words += [f"held-out loss {status.eval_loss:.4f}"] if status.eval_loss is not None and not status.active else []
-    words += [status.reason] if status.reason and status.state != "COMPLETED" else []
+    reason = status.reason_text or status.reason
+    words += [reason] if reason and status.state != "COMPLETED" else []
     return ", ".join(words)
 
 

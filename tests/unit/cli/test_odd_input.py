@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +16,7 @@ from lora_jobs.spec import load_spec
 from lora_jobs.workflows.following import read_log
 from lora_jobs.workflows.starting import init_spec
 
-if TYPE_CHECKING:
-    from pathlib import Path
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def lora_jobs(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -138,3 +137,25 @@ def test_what_the_libraries_refuse_names_its_key(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err == (
         "error: training.fp16: needs a GPU\nerror: needs a GPU; is 0\n  training.fp16: needs a GPU\n  lora.r: is 0\n"
     )
+
+
+def test_an_exact_check_where_torch_is_missing_names_the_environment_that_needs_it(tmp_path: Path):
+    python = tmp_path / "bin" / "job-python"
+    python.parent.mkdir()
+    # -S: without site-packages, where torch is. The trace's first lines need no package.
+    python.write_text(
+        f'#!/bin/sh\n# A fake interpreter of a job without torch, for tests.\nexec {sys.executable} -S "$@"\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "here.yaml").write_text("scheduler: local\npython: job-python\n")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "job.yaml").write_text(
+        "name: job\nmodel: {name_or_path: smollm2-135m}\nlora: {r: 8}\ndata: {train: train.jsonl}\n"
+        "training: {max_steps: 1}\nresources: {cluster: ./here.yaml, gpu: A100-80}\n"
+    )
+    variables = {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = lora_jobs(tmp_path, "check", "job.yaml", "--exact", **variables)
+    assert done.returncode == 2, done.stderr
+    assert "error: --exact: torch is not installed for " in done.stderr
+    assert "pip install '.[train]'" in done.stderr
+    assert lora_jobs(tmp_path, "check", "job.yaml", **variables).returncode == 0

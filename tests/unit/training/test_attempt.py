@@ -24,6 +24,7 @@ from lora_jobs.runs import (
     create_run,
     load_attempts,
 )
+from lora_jobs.spec import load_spec
 from lora_jobs.training.attempt import NoGoodCheckpointError, begin, choose_start, end, main, wait_for_attempt
 from lora_jobs.training.launch import Launch
 
@@ -75,6 +76,7 @@ def test_the_first_attempt_starts_from_the_base_model(run: Run) -> None:
         "resume_from": None,
         "first_step": 0,
     }
+    assert attempt.world_size == load_spec(run.spec_path).resources.world_size
 
 
 def test_begin_twice_is_the_same_attempt_and_a_requeue_is_the_next(run: Run) -> None:
