@@ -92,7 +92,7 @@ def run_training(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if args.load_best_model_at_end:
             load_best_weights(trainer, run, agreement, recorder)
-        return finish_run(trainer, run, spec, agreement, recorder, metadata=facts)
+        return finish_run(trainer, run, spec, agreement, recorder, metadata=facts, beat=hang.beat)
     finally:
         # Last: the evaluation of the finished adapter is reported, too.
         close_reports()
