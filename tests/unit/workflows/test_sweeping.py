@@ -202,7 +202,7 @@ def test_reuse_is_for_one_run(slurm: FakeCluster, make_spec: Callable[..., Path]
 @pytest.mark.parametrize("key", sorted(UNSIZED_KEYS))
 def test_keys_that_are_not_sized_change_nothing_of_the_verdict(make_spec: Callable[..., Path], key: str):
     spec, gpu = load_spec(make_spec()), find_gpu("A100-64")
-    evaluated = {"data.eval": "train.jsonl", "training.eval_steps": 7}
+    evaluated = {"data.eval": "train.jsonl", "training.eval_steps": 7, "training.early_stopping_patience": 3}
     spec = replace_values(spec, evaluated)
     changed = replace_values(spec, {key: OTHER_VALUES[key]})
     assert changed != spec
