@@ -1,7 +1,9 @@
 """What a real GPU allocates, beside the closed form: `make bench-gpu`, on a machine with one.
 
 A row is a process of its own: a random model of the real shape, two training steps, one evaluation, one save. It writes
-allocated, reserved and device-used bytes and versions to benchmarks/results/gpu_memory.json after every row.
+allocated, reserved and device-used bytes and versions to benchmarks/results/gpu_memory.json after every row; a row that
+fails, or whose packages are not there, is written with its reason and tried again the next time. At the end the rows
+are judged: exit status 1 beyond the limits of gpu_judgement.py.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory import DOUBLE, INT8, NF4, build_spec, predict
+from gpu_judgement import find_reason_to_skip, is_measured, judge
+from memory import DOUBLE, FLASH, INT8, NF4, build_spec, predict
 
-from lora_jobs.sizing import find_shape
+from lora_jobs.sizing import detected_gpu, find_shape
+from lora_jobs.sizing.margins import cautious_bytes
 from lora_jobs.spec import JobSpec, parse_spec
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results" / "gpu_memory.json"
 ROW_SECONDS = 900
-LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "deepspeed", "bitsandbytes")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "deepspeed", "bitsandbytes", "flash_attn")
 EVALUATED = {"data__eval": "eval.jsonl", "training__eval_steps": 1}
 MODELS = ("gemma-2-9b", "gemma-3-1b", "gemma-3-4b", "llama-3.2-3b", "llama-3.1-8b", "qwen2.5-7b")
 
@@ -52,6 +57,7 @@ def list_rows() -> dict[str, JobSpec]:
         for name, changes in {
             "8192 tokens": {"data__max_length": 8192},
             "eager": {"model__attn_implementation": "eager"},
+            "flash_attention_2": FLASH,
             "no dropout": {"lora__lora_dropout": 0.0},
             "no autocast": {"training__bf16": False},
             "batch 4": {"training__per_device_train_batch_size": 4},
@@ -86,7 +92,7 @@ def measure(spec: JobSpec) -> dict[str, Any]:
 
     config = load_config(spec.model.name_or_path)
     with torch.device("cuda"):
-        model = build_model(spec, with_layers(config, layer_kinds(config)))
+        model = build_model(spec, with_layers(config, layer_kinds(config)), random_weights=True)
         if spec.training.trainer == "trl":
             step.add_fused_lm_head(model.get_base_model(), outputs=step.FUSED_OUTPUTS)
         record("load")
@@ -108,7 +114,7 @@ def measure(spec: JobSpec) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as directory:
             model.save_pretrained(directory)
         record("save")
-    return {**found, "gpu": torch.cuda.get_device_name()}
+    return {**found, "gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.get_device_properties(0).total_memory}
 
 
 def start_plain(spec: JobSpec, model: Any) -> tuple[Any, Callable[[Any], None]]:
@@ -165,8 +171,51 @@ def list_predictions(only: str) -> None:
     print(f"{len(rows)} rows")
 
 
-def main() -> None:
-    """Measure every row that is not there yet."""
+def measure_apart(spec: JobSpec) -> dict[str, Any]:
+    """What a process of its own measured, or {"error": ...} where it failed or took too long."""
+    command = [sys.executable, __file__, "--row", json.dumps(spec.to_values())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ROW_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {ROW_SECONDS} s"}
+    if done.returncode != 0:
+        return {"error": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:500]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def add_predictions(spec: JobSpec, row: dict[str, Any]) -> dict[str, Any]:
+    """A measured row with what the closed form says: allocated bytes, and what a card must have to be said to fit."""
+    predicted = predict(spec)
+    gpu = detected_gpu(row["gpu"], row["gpu_bytes"])
+    return {
+        **row,
+        "predicted_train_bytes": max(size for key, size in predicted.items() if "evaluation" not in key),
+        "predicted_evaluation_bytes": max(size for key, size in predicted.items() if "evaluation" in key),
+        "predicted_fits_bytes": cautious_bytes(spec, gpu, max(predicted.values())),
+    }
+
+
+def measure_all(only: str) -> dict[str, Any]:
+    """The stored document with every row that it lacked; written after each."""
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    installed = [name for name in LIBRARIES if find_spec(name)]
+    stored["versions"] = {name: version(name) for name in installed}
+    for name, spec in list_rows().items():
+        if only not in name or is_measured(stored["rows"].get(name, {"error": "not tried"})):
+            continue
+        reason = find_reason_to_skip(spec, installed)
+        row = {"skipped": reason} if reason else measure_apart(spec)
+        stored["rows"][name] = row = add_predictions(spec, row) if is_measured(row) else row
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        seen = row.get("train_allocated_bytes")
+        said = f"{row['predicted_train_bytes'] / seen - 1:+.2%}" if seen else row.get("skipped") or row["error"]
+        print(f"{name:50} {said}", flush=True)
+    return stored
+
+
+def main() -> int:
+    """Measure every row that is not there yet, then judge all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true", help="list the rows with their predictions; needs no GPU")
@@ -174,28 +223,24 @@ def main() -> None:
     options = parser.parse_args()
     if options.row:
         print(json.dumps(measure(parse_spec(options.row, source="row"))))
-        return
+        return 0
     if options.dry_run:
         list_predictions(options.only)
-        return
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-    stored["versions"] = {name: version(name) for name in LIBRARIES}
-    for name, spec in list_rows().items():
-        if options.only not in name or name in stored["rows"]:
-            continue
-        command = [sys.executable, __file__, "--row", json.dumps(spec.to_values())]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ROW_SECONDS, check=False)
-        said = (done.stderr.strip().splitlines() or [""])[-1]
-        row = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": said}
-        predicted = predict(spec)
-        row["predicted_train_bytes"] = max(size for key, size in predicted.items() if "evaluation" not in key)
-        row["predicted_evaluation_bytes"] = max(size for key, size in predicted.items() if "evaluation" in key)
-        stored["rows"][name] = row
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-        seen = row.get("train_allocated_bytes")
-        print(name, f"{row['predicted_train_bytes'] / seen - 1:+.2%}" if seen else said, flush=True)
+        return 0
+    if not has_gpu():
+        sys.exit("no GPU here: run it on a machine with one; --dry-run lists the rows")
+    stored = measure_all(options.only)
+    stored["summary"] = judge(stored["rows"])
+    RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(stored["summary"], indent=1))
+    return 0 if stored["summary"]["good"] else 1
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

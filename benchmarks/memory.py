@@ -284,8 +284,6 @@ FITTED = (
 
 def main() -> None:
     """Print a line a row and the summary; write the results."""
-    from published_memory import compare_published
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="rows whose name holds this")
     only = parser.parse_args().only
@@ -302,10 +300,10 @@ def main() -> None:
         print(f"{name:60} {gib:8.2f} GiB {row['error_percent']:+8.3f} %  {row['binding']}", flush=True)
     if not results:
         sys.exit("no row was traced")
-    summary, published = summarize(results), compare_published(build_spec)
-    print(json.dumps({"summary": summary, "published": published}, indent=1))
+    summary = summarize(results)
+    print(json.dumps(summary, indent=1))
     if not only:
-        document = {"summary": summary, "published": published, "fitted": FITTED, "refused": refused, "rows": results}
+        document = {"summary": summary, "fitted": FITTED, "refused": refused, "rows": results}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -1,4 +1,6 @@
-"""The README's screen of `check` and its accuracy table: `make readme`. Both stand between markers and are replaced."""
+"""The README's screen of `check`, its accuracy table, and what published runs say of the estimate, here and in
+docs/memory.md: `make readme`. All stand between markers and are replaced.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from published_memory import compare_published, render_published, render_summary
+
 from lora_jobs.sizing import find_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+MEMORY_PAGE = ROOT / "docs" / "memory.md"
 RESULTS = ROOT / "benchmarks" / "results" / "memory.json"
 DISK = "warning: 4 checkpoints and the adapter"
 SPEC = "jobs/gemma2_9b_svg.yaml"
 ACCURACY = ("<!-- make readme: accuracy -->\n", "<!-- /make readme: accuracy -->\n")
+PUBLISHED = ("<!-- make readme: published -->\n", "<!-- /make readme: published -->\n")
 SCREEN = ("<!-- make readme: check -->\n", "<!-- /make readme: check -->\n")
 
 
@@ -66,7 +72,10 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     text = replace_between(text, ACCURACY, render_accuracy(json.loads(RESULTS.read_text(encoding="utf-8"))))
     text = replace_between(text, SCREEN, capture_screen())
-    README.write_text(text, encoding="utf-8")
+    found = compare_published()
+    README.write_text(replace_between(text, PUBLISHED, render_summary(found)), encoding="utf-8")
+    page = MEMORY_PAGE.read_text(encoding="utf-8")
+    MEMORY_PAGE.write_text(replace_between(page, PUBLISHED, render_published(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ def write_manifest(
     try:
         check_completeness(directory, files, step=step, world_size=world_size)
         wait_until_visible(directory, files)
+        sync_directory(directory.parent)  # the folder's own name: rotation takes older ones away after this
         epoch = _read_epoch(directory)
         weights = directory / ADAPTER_WEIGHTS
         adapter = digest_adapter(weights) if ADAPTER_WEIGHTS in files else None

@@ -154,9 +154,12 @@ def _ask_factors(waiting: Sequence[str], config: dict[str, str], notes: list[str
 
 
 def _is_queue_visible(config: dict[str, str], notes: list[str]) -> bool:
-    """False, with a note, where users see their own jobs only: a rank among those would be a false one."""
+    """False, with a note, where users see (or may see) their own jobs only: a rank among those would be a false one."""
     private = config.get("PrivateData", "none").lower().split(",")
-    if "jobs" not in private or os.geteuid() == 0:
+    if os.geteuid() == 0 or (config and "jobs" not in private):
         return True
+    if not config:
+        notes.append("no rank in the queue: without the configuration it is not known whether others' jobs are hidden")
+        return False
     notes.append("no rank in the queue: this cluster shows you your own jobs only (PrivateData=jobs)")
     return False

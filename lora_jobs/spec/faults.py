@@ -140,6 +140,8 @@ def _describe_unknown(model: type[Section], path: KeyPath) -> str:
     section, key = find_section(model, path[:-1]), str(path[-1])
     if section is None:
         return "unknown key"
+    if (reason := section.unneeded_words.get(key)) is not None:
+        return f"is not needed here, leave it out: {reason}"
     known = [*section.model_fields, *section.older_words]
     last = key.rpartition(".")[2]
     for name, field in model.model_fields.items():

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from lora_jobs.spec.faults import find_section
 from lora_jobs.spec.mesh import fill_from_mesh, find_mesh_faults, shards_weights
 from lora_jobs.spec.section import Conflict, ConflictError, Section
 from lora_jobs.spec.targets import translate_targets
@@ -232,6 +233,9 @@ class TrainingSpec(Section):
     """transformers' TrainingArguments, by their own names."""
 
     older_words: ClassVar[dict[str, str]] = {"gradient_checkpointing": "activation_checkpointing"}
+    unneeded_words: ClassVar[dict[str, str]] = {
+        "remove_unused_columns": "examples become tokens and labels before the trainer sees them, without other columns"
+    }
 
     trainer: Literal["trl", "transformers"] = Field(
         "trl", description="trl: SFTTrainer with its fused loss; transformers: the plain Trainer with the stock loss"
@@ -315,6 +319,9 @@ class TrainingSpec(Section):
         if self.early_stopping_patience and self.eval_steps is None:
             message = "needs training.eval_steps: it counts evaluations"
             found.append(Conflict(("early_stopping_patience", "eval_steps"), message))
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            message = "needs early_stopping_patience, the evaluations to wait: alone it stops nothing"
+            found.append(Conflict(("early_stopping_threshold", "early_stopping_patience"), message))
         if self.load_best_model_at_end and (self.eval_steps is None or self.save_steps % self.eval_steps):
             message = f"needs save_steps ({self.save_steps}) to be a multiple of eval_steps ({self.eval_steps})"
             found.append(Conflict(("load_best_model_at_end", "save_steps", "eval_steps"), message))
@@ -428,6 +435,12 @@ class JobSpec(Section):
         if self.training.final_metrics and self.deepspeed is not None and self.deepspeed.zero_stage == 3:
             message = "generates answers, which ZeRO-3 is not asked to do here: use zero_stage 2, or leave it out"
             found.append(Conflict(("training.final_metrics", "deepspeed.zero_stage"), message))
+        if self.training.final_metrics and (unprompted := _find_unprompted(self.data)) is not None:
+            key, why = unprompted
+            message = (
+                f"bleu answers held-out prompts, and with {why} no example has one: leave bleu out, or change that"
+            )
+            found.append(Conflict(("training.final_metrics", f"data.{key}"), message))
         if self.model.device_map is not None and (self.resources.world_size > 1 or self.deepspeed is not None):
             message = "is for one process without DeepSpeed: each of several has a GPU of its own, so leave it out"
             found.append(Conflict(("model.device_map", "resources.gpus_per_node", "deepspeed"), message))
@@ -449,6 +462,13 @@ class JobSpec(Section):
     def to_values(self) -> dict[str, Any]:
         """Plain values (dict, list, str, int, float, bool, None) that load back to an equal spec."""
         return self.model_dump(mode="json")
+
+
+def _find_unprompted(data: DataSpec) -> tuple[str, str] | None:
+    """The key by which the loss is on whole examples, so that none has a prompt before its answer; and its value."""
+    if data.format == "text":
+        return "format", "data.format: text"
+    return None if data.completion_only else ("completion_only", "data.completion_only: false")
 
 
 def _find_precision_conflicts(spec: JobSpec) -> list[Conflict]:
@@ -484,10 +504,12 @@ SWEPT_SECTIONS: dict[str, type[Section]] = {
 
 def find_sweep_fault(key: str, values: tuple[SweepValue, ...]) -> str | None:
     """Why a sweep can't vary this dotted key over these values; None where it can."""
-    section, _, field = key.partition(".")
-    if section == "resources" and field in ResourceSpec.model_fields:
+    section, _, rest = key.partition(".")
+    if section == "resources" and rest in ResourceSpec.model_fields:
         return "can't be swept: all tasks of a Slurm array ask for the same; submit once a value with --set"
-    if section not in SWEPT_SECTIONS or field not in SWEPT_SECTIONS[section].model_fields:
+    *names, field = rest.split(".")
+    known = find_section(SWEPT_SECTIONS[section], tuple(names)) if section in SWEPT_SECTIONS else None
+    if known is None or field not in known.model_fields:
         return "is no key that can be swept: wanted section.key, such as lora.r"
     seen = [(type(value), value) for value in values]
     twice = next((value for number, value in enumerate(seen) if value in seen[:number]), None)

@@ -36,6 +36,9 @@ class Section(BaseModel):
     # A key's former name in the library it comes from -> its present one, under which it is stored.
     older_words: ClassVar[dict[str, str]] = {}
 
+    # A key of the library that has no use here -> why, for whoever brings a config along.
+    unneeded_words: ClassVar[dict[str, str]] = {}
+
     def __hash__(self) -> int:
         """Of the values as text: a section may hold mappings, which are not hashable, and is never changed."""
         return hash((type(self), self.model_dump_json()))

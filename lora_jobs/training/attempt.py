@@ -156,7 +156,9 @@ def begin(run: Run, launch: Launch) -> tuple[Attempt, tuple[str, ...]]:
         host=launch.host,
     )
     try:
-        start = choose_start(run, world_size=load_spec(run.spec_path).resources.world_size)
+        world_size = load_spec(run.spec_path).resources.world_size
+        write = partial(write, world_size=world_size)
+        start = choose_start(run, world_size=world_size)
         refuse_stalled(run, start)
     except LoraJobsError as error:
         attempt = write(resume_from=None, first_step=0)

@@ -126,7 +126,8 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         if self.recorder is not None:
-            self.recorder.sync()
+            with self.errors.kept((OSError, LoraJobsError)):  # the other ranks hear of it in the gather
+                self.recorder.sync()
         failure = commit_together(
             self.directory / f"checkpoint-{state.global_step}",
             self.agreement,

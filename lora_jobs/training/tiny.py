@@ -1,6 +1,7 @@
 """Tiny models with random weights, a tokenizer and chat template, and rows to train them on: for the tests.
 
-They have the real architectures (Gemma 2 soft-caps, and slides its windows) and take milliseconds a step.
+They have the real architectures (Gemma 2 soft-caps, and slides its windows; one Gemma 3 has a vision tower) and take
+milliseconds a step.
 """
 
 from __future__ import annotations
@@ -37,12 +38,25 @@ SIZES_OF_ALL = {
     "bos_token_id": 2,
 }
 GEMMA = {"head_dim": 16, "sliding_window": 32, "query_pre_attn_scalar": 16, "eos_token_id": [1, 5]}
+# Gemma 3's every sixth layer attends in full: here the third of three.
+GEMMA_3 = {**GEMMA, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
 FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "tiny_gemma2": ("gemma2", GEMMA),
-    "tiny_gemma3": ("gemma3_text", GEMMA),
+    "tiny_gemma3": ("gemma3_text", GEMMA_3),
+    "tiny_gemma3_sees": ("gemma3", GEMMA_3),
     "tiny_llama": ("llama", {"eos_token_id": 1, "tie_word_embeddings": True}),
     "tiny_qwen2": ("qwen2", {"eos_token_id": 1, "tie_word_embeddings": False}),
     "tiny_mistral": ("mistral", {"eos_token_id": 1, "head_dim": 16, "sliding_window": None}),
+}
+# The tower of a model that also sees: SigLIP's architecture, four patches an image.
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "vision_use_head": False,
 }
 TURNS = (
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' }}"
@@ -83,7 +97,11 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 def build_model(name: str = "tiny_gemma2") -> PreTrainedModel:
     """A model of FAMILIES with 3 layers of hidden size 64; the same weights on every call."""
     model_type, options = FAMILIES[name]
-    config = AutoConfig.for_model(model_type, **SIZES_OF_ALL, **options)
+    text = {**SIZES_OF_ALL, **options}
+    if model_type == "gemma3":
+        config = AutoConfig.for_model(model_type, text_config=text, vision_config=TOWER, mm_tokens_per_image=4)
+    else:
+        config = AutoConfig.for_model(model_type, **text)
     random_state = torch.get_rng_state()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)

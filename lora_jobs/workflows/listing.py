@@ -14,9 +14,14 @@ Row = dict[str, Any]
 
 
 def list_models() -> list[Row]:
-    """The models whose shape is known, with their exact parameter counts."""
+    """The models whose shape is known, with their exact parameter counts and the hub's ids that they go by."""
     return [
-        {"name": shape.name, "family": shape.family, "parameters": count_parameters(shape), "source": shape.source}
+        {
+            "name": shape.name,
+            "family": shape.family,
+            "parameters": count_parameters(shape),
+            "source": f"{shape.source} of {', '.join(shape.hub_ids)}",
+        }
         for shape in MODELS
     ]
 

@@ -245,7 +245,7 @@ def resume_run(plan: ResumePlan, *, cluster: str | None = None, force: bool = Fa
     report = plan.report or check_resume(plan.spec, plan.status, cluster)
     if not force:
         refuse_unfit(report)
-    refuse_blockers(report)
+    refuse_blockers(report.spec, report.blockers)
     refuse_missing_packages(report)
     new = plan_run(report, plan.run.id, plan.run.directory)
     same = all(read_text(plan.run.directory / name) == text for name, text in new.files.items() if name in DECIDING)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.errors import LoraJobsError, SpecError
+from lora_jobs.errors import LoraJobsError, RunError, SpecError
 from lora_jobs.rendering.starter import change_value, render_starter
 from lora_jobs.runs import write_atomic
 from lora_jobs.sizing.models import find_shape
@@ -69,7 +69,10 @@ def find_place(name: Path, output: Path | None) -> tuple[Path, str]:
 
 
 def init_spec(name: Path, answers: Answers = Answers(), output: Path | None = None) -> Started:
-    """Write a commented spec that fits, as far as `check` knows what would. Errors: SpecError, and no file."""
+    """Write a commented spec that fits, as far as `check` knows what would.
+
+    Errors: SpecError, RunError where the file can't be written; no file then.
+    """
     path, stem = find_place(name, output)
     environment = load_environment(answers.cluster)
     text = render_answers(stem, answers, environment)
@@ -82,9 +85,20 @@ def init_spec(name: Path, answers: Answers = Answers(), output: Path | None = No
             text, changed = fitting, dict(suggestion.set)
             report = check_spec(parse_spec(text, source=str(path)), environment, environment.scheduler)
             break
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text)
+    write_spec(path, text)
     return Started(path, report, changed)
+
+
+def write_spec(path: Path, text: str) -> None:
+    """The file, and the directories that it needs. Errors: RunError."""
+    hint = "choose a place that you may write to, with -o FILE or by another name"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.filename}: {error.strerror}", hint=hint) from error
+    except RunError as error:
+        raise RunError(error.message, hint=hint) from error
 
 
 def render_answers(name: str, answers: Answers, environment: ClusterEnvironment) -> str:

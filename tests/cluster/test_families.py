@@ -1,4 +1,4 @@
-"""The shipped specs, scaled down to random models of the same families, through a real Slurm to an adapter."""
+"""The shipped specs on random models of the same architectures, tiny ones, through a real Slurm to an adapter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from slurm_cluster import ACCOUNT
 
 from lora_jobs.checkpoints import verify_checkpoint
+from lora_jobs.checkpoints.tensors import read_header
 from lora_jobs.runs import load_metrics
 from lora_jobs.workflows.observing import observe_runs
 from lora_jobs.workflows.submitting import submit_job
@@ -37,9 +38,15 @@ CASES = {
     "llama32_3b_climate_qlora": ("tiny_llama", ("text", "text"), (
         "training.gradient_accumulation_steps=2", "training.num_train_epochs=null",
     )),
-    "gemma3_270m": ("tiny_qwen2", SVG, ("training.num_train_epochs=null", "training.eval_steps=2",
+    "gemma3_270m": ("tiny_gemma3", SVG, ("training.num_train_epochs=null", "training.eval_steps=2",
                                         "training.gradient_accumulation_steps=2", "training.save_steps=2")),
-    "smollm2_135m_svg": ("tiny_mistral", SVG, ()),
+    "gemma3_4b": ("tiny_gemma3_sees", SVG, (
+        "training.per_device_train_batch_size=2", "training.num_train_epochs=null", "training.eval_steps=1",
+        "training.save_steps=1",
+    )),
+    "smollm2_135m_svg": ("tiny_llama", SVG, ()),
+    "smollm2_135m_svg, Qwen": ("tiny_qwen2", SVG, ()),
+    "smollm2_135m_svg, Mistral": ("tiny_mistral", SVG, ()),
 }  # fmt: skip
 
 
@@ -60,7 +67,7 @@ def submit_small(name: str, tiny_files: Path) -> Run:
         "lora.r=4",
         *smaller,
     ]
-    report = submit_job(JOBS / f"{name}.yaml", overrides, cluster="slurm")
+    report = submit_job(JOBS / f"{name.partition(',')[0]}.yaml", overrides, cluster="slurm")
     assert report.run is not None
     return report.run
 
@@ -83,3 +90,6 @@ def test_five_families_to_their_adapters(
         assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2], name
         before, *_, after = [row["eval_loss"] for row in rows if row["kind"] == "eval"]
         assert after < before, name
+    adapted, _ = read_header(runs["gemma3_4b"].adapter / "adapter_model.safetensors")
+    assert len(adapted) == 3 * 7 * 2  # layers, projections, A and B: the text model's, none of the vision tower's
+    assert {key.partition(".layers.")[0] for key in adapted} == {"base_model.model.model.language_model"}

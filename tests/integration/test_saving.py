@@ -68,6 +68,18 @@ def test_one_missed_save_does_not_stop_the_run(ranks: RankServer, make_run: Call
     assert verify_checkpoint(run.adapter).good
 
 
+def test_an_adapter_that_cannot_be_put_in_its_place_is_told_by_every_rank(
+    ranks: RankServer, make_run: Callable[..., Run]
+) -> None:
+    """A link where the adapter goes: only rank 0 looks there, and the other rank hears of it."""
+    run = make_run("linked-1", **{**TWO, "training": {"max_steps": 1, "save_steps": 1}})
+    run.adapter.symlink_to(run.directory)
+    assert ranks.start(run, 2).wait() == [5, 5], read_logs(run)
+
+    reason = f"the adapter could not be saved: rank 0: {run.adapter} is a link"
+    assert [note["reason"][: len(reason)] for note in list_notes(run, "failed")] == [reason] * 2
+
+
 def test_a_checkpoint_larger_than_the_disk_is_not_begun(ranks: RankServer, make_run: Callable[..., Run]) -> None:
     run = make_run("small-1", **TWO)
     run.estimate_path.write_text('{"checkpoint_bytes": 1000000000000000000}')

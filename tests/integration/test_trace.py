@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lora_jobs.training.trace.shim import NAME, library_path
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,8 +39,21 @@ memory = load_program()
 ROWS = memory.list_tested_rows()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache folder for these tests: no earlier trace is read back. Only the built library is taken along."""
+    root = tmp_path_factory.mktemp("cache")
+    built = library_path().parent
+    (root / "lora-jobs").mkdir()
+    if (built / f"{NAME}.so").is_file():
+        (root / "lora-jobs" / built.name).symlink_to(built)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root))
+        yield root / "lora-jobs"
+
+
 @pytest.fixture(scope="module")
-def traces(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
+def traces(request: pytest.FixtureRequest, cache: Path) -> Iterator[dict[str, Future[Any]]]:
     """The traces of the rows that are asked for, under way in a few processes from the start."""
     chosen = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     rows = {name: spec for name, spec in ROWS.items() if name in chosen}
@@ -60,7 +75,7 @@ def traces(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
 
 
 @pytest.fixture(scope="module")
-def tracer() -> Iterator[Any]:
+def tracer(cache: Path) -> Iterator[Any]:
     server = memory.Tracer()
     yield server
     server.close()
@@ -88,6 +103,42 @@ def test_few_layers_stand_for_all_of_them(tracer: Any) -> None:
     # The norms of all gradients are stacked into one block, which is rounded up once, not once a layer.
     for name, peak in full["instants"].items():
         assert abs(traced["instants"][name] - peak) <= 2048, name
+
+
+def test_a_window_in_the_later_layers_only(tracer: Any, tmp_path: Path) -> None:
+    """Qwen's max_window_layers: each kind of layer has a mask of its own."""
+    config = {
+        "model_type": "qwen2", "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816,
+        "num_hidden_layers": 10, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "use_sliding_window": True, "max_window_layers": 6, "sliding_window": 512,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    spec = memory.build_spec(
+        str(tmp_path), training__per_device_train_batch_size=4, training__activation_checkpointing=False
+    )
+    row = memory.compare(spec, tracer.trace(spec))
+    assert abs(row["error_percent"]) <= LIMIT_PERCENT, row
+
+
+def test_evaluations_are_traced_wherever_there_are_held_out_examples(tracer: Any) -> None:
+    """Training evaluates them before its first step and after its last, also without training.eval_steps."""
+    held_out = memory.build_spec("smollm2-135m", data__eval="eval.jsonl", training__per_device_eval_batch_size=64)
+    assert held_out.training.eval_steps is None
+    traced = tracer.trace(held_out)
+    assert traced["peak_bytes"] == max(traced["instants"][name] for name in ("evaluation_layer", "evaluation_loss"))
+    assert abs(memory.compare(held_out, traced)["error_percent"]) <= LIMIT_PERCENT
+    without = tracer.trace(memory.build_spec("smollm2-135m", training__per_device_eval_batch_size=64))
+    assert traced["instants"].items() > without["instants"].items()
+
+
+def test_a_trace_read_back_is_the_one_that_was_made(tracer: Any, cache: Path) -> None:
+    """What is stored holds nothing of the closed form's: DeepSpeed's state is added to it at every reading."""
+    sharded = memory.build_spec("smollm2-135m", deepspeed__zero_stage=2, resources__gpus_per_node=2)
+    before = set((cache / "traces").glob("*.json"))
+    first, again = tracer.trace(sharded), tracer.trace(sharded)
+    (stored,) = set((cache / "traces").glob("*.json")) - before
+    assert first == again
+    assert json.loads(stored.read_text())["instants"]["loss_backward"] < first["instants"]["loss_backward"]
 
 
 def test_what_cannot_be_traced_is_said(tracer: Any) -> None:

@@ -1,6 +1,7 @@
 """`python -m lora_jobs.training.trace`: a job spec as one line of JSON on standard input, its trace as one line back.
 
-Each line is answered before the next is read; what cannot be traced is answered {"error": ..., "hint": ...}.
+Each line is answered before the next is read; what cannot be traced is answered {"error": ..., "hint": ...}, and so,
+once, is an environment in which nothing can be.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ from lora_jobs.training.trace.shim import load_shim
 
 def main() -> None:
     """Answer until standard input ends."""
-    load_shim()
+    try:
+        load_shim()
+    except LoraJobsError as error:
+        print(_tell(error))
+        return
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints
     warnings.simplefilter("ignore")
     _prepare()
     for line in sys.stdin:
         _answer(line, answers)
+
+
+def _tell(error: LoraJobsError) -> str:
+    return json.dumps({"error": str(error), "hint": error.hint})
 
 
 def _prepare() -> None:
@@ -50,7 +59,7 @@ def _answer(line: str, answers: IO[str]) -> None:
         request: dict[str, Any] = json.loads(line)
         trace = trace_job(parse_spec(json.dumps(request["spec"]), source="spec"), cached=request.get("cached", True))
     except LoraJobsError as error:
-        answers.write(json.dumps({"error": str(error), "hint": error.hint}) + "\n")
+        answers.write(_tell(error) + "\n")
         return
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         traceback.print_exc()

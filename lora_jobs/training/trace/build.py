@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,17 +106,17 @@ def with_layers(config: Any, kinds: list[str]) -> Any:
     return changed
 
 
-def build_model(spec: JobSpec, config: Any) -> Any:
+def build_model(spec: JobSpec, config: Any, *, random_weights: bool = False) -> Any:
     """Base and adapter as training has them when its first step begins; under DeepSpeed cast as its engine does.
 
-    Call it under FakeTensorMode and torch.device("cuda").
+    Call it under FakeTensorMode and torch.device("cuda"); on a real GPU ask for `random_weights`, made on the device.
     """
     if spec.training.use_liger_kernel:
         raise SpecError("training.use_liger_kernel: its kernels cannot be traced", hint="use check without --exact")
     _refuse_unpadding(spec)
     options = {"attn_implementation": spec.model.attn_implementation} if spec.model.attn_implementation else {}
     try:
-        with no_init_weights():
+        with nullcontext() if random_weights else no_init_weights():
             base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.model.dtype), **options)
         base.tie_weights()
         if spec.model.quantization is not None:
@@ -136,7 +137,7 @@ def build_model(spec: JobSpec, config: Any) -> Any:
 def _refuse_unpadding(spec: JobSpec) -> None:
     """Flash attention takes padding out and packed rows apart by what the data holds, which fake tensors have not."""
     rows = [spec.training.per_device_train_batch_size]
-    rows += [spec.training.per_device_eval_batch_size] if spec.training.eval_steps is not None else []
+    rows += [spec.training.per_device_eval_batch_size] if spec.data.eval is not None else []
     padded = max(rows) > 1 or spec.data.packing or spec.data.pad_to_multiple_of is not None
     if spec.model.attn_implementation == "flash_attention_2" and padded:
         message = "model.attn_implementation: flash_attention_2 over padded or packed rows cannot be traced"

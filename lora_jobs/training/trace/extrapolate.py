@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from lora_jobs.errors import SpecError
-from lora_jobs.runs import write_atomic
 from lora_jobs.sizing import find_gpu, find_shape
 from lora_jobs.sizing.instants import list_instants
 from lora_jobs.sizing.models import UnknownModelError
 from lora_jobs.training.trace.build import layer_kinds, load_config, with_layers
-from lora_jobs.training.trace.shim import find_cache
+from lora_jobs.training.trace.cache import find_versions, load_trace, store_trace, trace_key
 from lora_jobs.training.trace.step import trace_step
 
 if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec
-
-LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,26 +35,32 @@ class Trace:
 
 
 def trace_job(spec: JobSpec, *, cached: bool = True) -> Trace:
-    """The trace of a job on one GPU; an earlier one with the same spec, model and versions is read back."""
+    """The trace of a job on one GPU; an earlier one with the same spec, model, code and versions is read back."""
+    trace = _trace_rank(spec, cached=cached)
+    if spec.deepspeed is not None:
+        return replace(trace, instants=add_deepspeed_state(spec, trace.instants))
+    if spec.resources.world_size > 1:  # DistributedDataParallel's buckets: a second copy of all gradients
+        buckets = trace.parameters["trainable_bytes"]
+        return replace(trace, instants={name: peak + buckets for name, peak in trace.instants.items()})
+    return trace
+
+
+def _trace_rank(spec: JobSpec, *, cached: bool) -> Trace:
+    """The libraries' code alone, without what the engine of several ranks adds; only this is stored."""
     config = load_config(spec.model.name_or_path)
-    versions = {name: version(name) for name in LIBRARIES if find_spec(name)}
-    path = find_cache() / "traces" / f"{_cache_key(spec, config, versions)}.json"
-    if cached and path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+    versions = find_versions()
+    key = trace_key(spec, config.to_dict(), versions)
+    stored = load_trace(key) if cached else None
+    if stored is not None:
         return Trace(**{**stored, "layers_traced": tuple(stored["layers_traced"])})
     kinds = layer_kinds(config)
     layouts = [kinds] if _names_layers(spec) else choose_layouts(kinds)
     steps = [trace_step(spec, with_layers(config, layout)) for layout in layouts]
     peaks = [_by_instant(step.peaks, len(layout)) for step, layout in zip(steps, layouts, strict=True)]
-    instants = extrapolate(kinds, layouts, peaks)
     parameters = extrapolate(kinds, layouts, [step.parameters for step in steps])
-    if spec.deepspeed is not None:
-        instants = add_deepspeed_state(spec, instants)
-    elif spec.resources.world_size > 1:
-        instants = {name: peak + parameters["trainable_bytes"] for name, peak in instants.items()}
-    trace = Trace(instants, tuple(len(layout) for layout in layouts), versions, parameters)
-    path.parent.mkdir(exist_ok=True, mode=0o700)
-    write_atomic(path, json.dumps(asdict(trace)))
+    traced = tuple(len(layout) for layout in layouts)
+    trace = Trace(extrapolate(kinds, layouts, peaks), traced, versions, parameters)
+    store_trace(key, asdict(trace))
     return trace
 
 
@@ -132,12 +130,3 @@ def _names_layers(spec: JobSpec) -> bool:
     expressions = [names for names in (spec.lora.targets, spec.lora.exclude_modules) if isinstance(names, str)]
     patterns = [*spec.lora.rank_pattern, *spec.lora.alpha_pattern, *expressions]
     return bool(spec.lora.layers_to_transform) or any(letter.isdigit() for text in patterns for letter in text)
-
-
-def _cache_key(spec: JobSpec, config: Any, versions: dict[str, str]) -> str:
-    values = spec.to_values()
-    sections = {name: values[name] for name in ("model", "lora", "training", "deepspeed", "resources")}
-    code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
-    batch = [spec.data.max_length, spec.data.pad_to_multiple_of, spec.data.packing]
-    text = json.dumps([sections, batch, config.to_dict(), versions, code], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

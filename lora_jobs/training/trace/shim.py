@@ -38,21 +38,22 @@ def library_path() -> Path:
 def load_shim() -> None:
     """Load the library, before torch; build it first where it is missing, which restarts this process.
 
-    Errors: RunError where torch is there already, or no C++ compiler is.
+    Errors: RunError where torch is imported already or not installed, or no C++ compiler is.
     """
     if "torch" in sys.modules:
         raise RunError("a trace needs a process of its own: torch is imported already")
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise RunError(
+            f"torch is not installed for {sys.executable}",
+            hint="run the trace in the job's environment: pip install '.[train]' there; without it use check alone",
+        )
     library = library_path()
     if not library.is_file():
         _build(library)
         if os.environ.get(_RESTARTED):
             raise RunError(f"{library} was built, and is not there")
         os.execve(sys.executable, sys.orig_argv, {**os.environ, _RESTARTED: "1"})  # noqa: S606
-    torch = find_spec("torch")
-    if torch is None or torch.origin is None:
-        raise RunError(
-            "torch is not installed here", hint="run the trace in the job's environment: pip install '.[train]'"
-        )
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(Path(torch.origin).parent / "lib" / name), mode=ctypes.RTLD_GLOBAL)
     shim = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

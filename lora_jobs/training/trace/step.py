@@ -63,7 +63,7 @@ def trace_step(spec: JobSpec, config: Any) -> StepTrace:
             books.enter("optimizer_step")
             take_step(spec, model, optimizer)
             optimizer.zero_grad()
-        if spec.training.eval_steps is not None:
+        if spec.data.eval is not None:  # before step 1 and after the last, whatever training.eval_steps says
             _evaluate(spec, books, forward, model)
         books.enter("end")
     return StepTrace(books.peaks, parameters)
@@ -231,6 +231,7 @@ def take_step(spec: JobSpec, model: Any, optimizer: torch.optim.Optimizer) -> No
 def _evaluate(spec: JobSpec, books: Books, forward: Any, model: Any) -> None:
     model.eval()
     gc.collect()
+    books.enter("evaluation_inputs")  # no part of the optimizer's step
     declare_rows(padded=is_padded(spec, evaluation_batch(spec)), packed=spec.data.packing)
     inputs = make_inputs(evaluation_batch(spec), packed=spec.data.packing)
     books.enter("evaluation_layer")

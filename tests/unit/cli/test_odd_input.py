@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +16,7 @@ from lora_jobs.spec import load_spec
 from lora_jobs.workflows.following import read_log
 from lora_jobs.workflows.starting import init_spec
 
-if TYPE_CHECKING:
-    from pathlib import Path
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def lora_jobs(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +63,54 @@ def test_a_name_that_can_be_no_job_s_writes_nothing(name: str, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_can_not_be_written_is_named_with_what_to_do(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    done = lora_jobs(tmp_path, "init", "file/job")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == (
+        "error: cannot write file/job.yaml: file: File exists\n"
+        "next: choose a place that you may write to, with -o FILE or by another name\n"
+    )
+    done = lora_jobs(tmp_path, "init", "/proc/job")
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: cannot write /proc/job.yaml: ")
+    assert "\nnext: choose a place that you may write to" in done.stderr
+
+
+def test_a_working_directory_that_was_deleted_is_said_to_be(tmp_path: Path):
+    (tmp_path / "gone").mkdir()
+    command = f'cd gone && rmdir "$PWD" && exec {sys.executable} -m lora_jobs init job'
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == (
+        "error: the directory that this shell is in does not exist any more\nnext: cd to one that does, and try again\n"
+    )
+
+
+def test_a_dry_run_warns_of_packages_that_are_not_there(tmp_path: Path):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n# A fake interpreter: answers as the probe of installed packages would.\n"
+        'echo \'{"python": "3.11", "prefix": "/", "cuda": null, "packages": {"torch": "2.13", "transformers": "5.23",'
+        ' "peft": "0.21", "trl": "1.16", "datasets": "5", "bitsandbytes": null}}\'\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "here.yaml").write_text(f"scheduler: local\npython: {python}\n")
+    init_spec(tmp_path / "job.yaml")
+    dry = ("submit", "job.yaml", "--dry-run", "--set", "resources.cluster=here", "--set")
+    done = lora_jobs(tmp_path, *dry, "training.optim=paged_adamw_8bit")
+    assert done.returncode == 0
+    assert done.stdout.startswith("dry run: nothing was sent.")
+    warning, hint = done.stderr.splitlines()
+    assert warning == (
+        f"warning: before submitting: the job would run in {python}, which can't train it: "
+        "bitsandbytes not installed (for training.optim: paged_adamw_8bit)"
+    )
+    assert hint.startswith(f"next: {python} -m pip install")
+    assert lora_jobs(tmp_path, *dry, "training.optim=adamw_torch").stderr == ""
+
+
 def test_a_number_where_text_is_wanted_shows_the_shell_s_quotes(tmp_path: Path):
     with pytest.raises(SpecError) as caught:
         load_spec(init_spec(tmp_path / "a.yaml").path, ["resources.time=10"])
@@ -90,3 +137,25 @@ def test_what_the_libraries_refuse_names_its_key(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err == (
         "error: training.fp16: needs a GPU\nerror: needs a GPU; is 0\n  training.fp16: needs a GPU\n  lora.r: is 0\n"
     )
+
+
+def test_an_exact_check_where_torch_is_missing_names_the_environment_that_needs_it(tmp_path: Path):
+    python = tmp_path / "bin" / "job-python"
+    python.parent.mkdir()
+    # -S: without site-packages, where torch is. The trace's first lines need no package.
+    python.write_text(
+        f'#!/bin/sh\n# A fake interpreter of a job without torch, for tests.\nexec {sys.executable} -S "$@"\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "here.yaml").write_text("scheduler: local\npython: job-python\n")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "job.yaml").write_text(
+        "name: job\nmodel: {name_or_path: smollm2-135m}\nlora: {r: 8}\ndata: {train: train.jsonl}\n"
+        "training: {max_steps: 1}\nresources: {cluster: ./here.yaml, gpu: A100-80}\n"
+    )
+    variables = {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = lora_jobs(tmp_path, "check", "job.yaml", "--exact", **variables)
+    assert done.returncode == 2, done.stderr
+    assert "error: --exact: torch is not installed for " in done.stderr
+    assert "pip install '.[train]'" in done.stderr
+    assert lora_jobs(tmp_path, "check", "job.yaml", **variables).returncode == 0

@@ -121,6 +121,16 @@ deepspeed: {zero_stage: 7}
             "r: 8\n  modules_to_save: lm_head",
             (6, "lora.modules_to_save", "wanted a list, got 'lm_head'"),
         ),
+        (
+            "max_steps: 5",
+            "max_steps: 5\n  remove_unused_columns: false",
+            (
+                10,
+                "training.remove_unused_columns",
+                "is not needed here, leave it out: "
+                "examples become tokens and labels before the trainer sees them, without other columns",
+            ),
+        ),
         ("  r: 8", "  8", (4, "lora", "wanted a section (key: value lines), got 8")),
         ("job", '"a\\nb"', (1, "name", None)),
         ("job", "job\nsweep: {lora.r: []}", (2, "sweep.lora.r", "is empty")),

@@ -48,6 +48,14 @@ def test_an_option_replaces_the_files_values_of_its_key():
     assert spec.sweep == {"lora.r": (8,), "training.seed": (3,)}
 
 
+def test_a_key_of_a_section_within_a_section():
+    spec = parse("model.quantization.load_in_4bit=true", "model.quantization.bnb_4bit_quant_type=nf4,fp4")
+    quantizations = [variant.spec.model.quantization for variant in expand_sweep(spec)]
+    assert [each and (each.load_in_4bit, each.bnb_4bit_quant_type) for each in quantizations] == [
+        (True, "nf4"), (True, "fp4"),
+    ]  # fmt: skip
+
+
 def test_a_spec_without_a_sweep_stands_for_itself():
     spec = parse()
     (variant,) = expand_sweep(spec)
@@ -60,6 +68,9 @@ def test_a_spec_without_a_sweep_stands_for_itself():
         ("resources.time=1,2", "all tasks of a Slurm array ask for the same"),
         ("resources.gpus_per_node=1,2", "submit once a value with --set"),
         ("lora.rank=1", "is no key that can be swept"),
+        ("model.quantization.bits=4,8", "is no key that can be swept"),
+        ("lora.r.x=4,8", "is no key that can be swept"),
+        ("lora.=4,8", "is no key that can be swept"),
         ("name=a,b", "is no key that can be swept"),
         ("lora.r=8,16,8", "holds 8 twice"),
     ],

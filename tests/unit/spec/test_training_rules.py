@@ -52,12 +52,27 @@ def build(changes: dict[str, Any]) -> JobSpec:
         ),
         ({"model.device_map": "auto", "deepspeed.zero_stage": 2}, "model.device_map", "leave it out"),
         ({"training.final_metrics": ["bleu"], "data.eval": None}, "training.final_metrics", "needs data.eval"),
+        (
+            {"training.final_metrics": ["bleu"], "data.completion_only": False},
+            "training.final_metrics",
+            "with data.completion_only: false no example has one: leave bleu out",
+        ),
+        (
+            {"training.final_metrics": ["bleu"], "data.format": "text"},
+            "training.final_metrics",
+            "with data.format: text no example has one: leave bleu out",
+        ),
         ({"training.targets": {"bleu": 18}}, "training.targets", "bleu is not measured"),
         ({"data.packing": True, "training.trainer": "transformers"}, "data.packing", "needs training.trainer: trl"),
         (
             {"training.lr_scheduler_type": "linear", "training.lr_scheduler_kwargs.num_cycles": 2},
             "training.lr_scheduler_kwargs",
             "num_cycles: not known to linear, which takes none",
+        ),
+        (
+            {"training.early_stopping_threshold": 0.01, "training.eval_steps": 1},
+            "training.early_stopping_threshold",
+            "needs early_stopping_patience",
         ),
         ({"lora.init_lora_weights": "pissa"}, "lora.init_lora_weights", "gaussian"),
     ],

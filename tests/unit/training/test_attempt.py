@@ -27,10 +27,13 @@ from lora_jobs.runs import (
     create_run,
     list_committed_steps,
     load_attempts,
+    load_lease,
     render_started_over,
 )
+from lora_jobs.spec import load_spec
 from lora_jobs.training.attempt import NoGoodCheckpointError, begin, choose_start, end, main, wait_for_attempt
 from lora_jobs.training.launch import Launch
+from lora_jobs.training.tenure import hold_training
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +82,7 @@ def test_the_first_attempt_starts_from_the_base_model(run: Run) -> None:
         "resume_from": None,
         "first_step": 0,
     }
+    assert attempt.world_size == load_spec(run.spec_path).resources.world_size
 
 
 def test_begin_twice_is_the_same_attempt_and_a_requeue_is_the_next(run: Run) -> None:
@@ -302,6 +306,24 @@ def test_a_start_that_committed_something_is_no_reason_to_stop(run: Run) -> None
     for restart in (1, 2):
         begin(run, Launch("slurm", "4711", restart, 0, 0, 2, "lrdn0001"))
     assert len(load_attempts(run)) == 3
+
+
+def test_what_another_job_committed_while_the_lease_was_waited_for_is_not_trained_past(run: Run) -> None:
+    """The choice is older than it: the next start chooses it, and comes by itself."""
+    add_checkpoint(run, 4)
+    attempt, _ = begin(run, SLURM)
+    with hold_training(run, attempt, SLURM, hang_seconds=60.0):
+        assert load_lease(run) is not None
+    add_checkpoint(run, 8)
+    reason = "checkpoint-8 was committed by another job after this one had chosen checkpoint-4"
+    with pytest.raises(RunError, match=reason), hold_training(run, attempt, SLURM, hang_seconds=60.0):
+        pytest.fail("trained from a stale choice")
+    assert load_lease(run) is None
+    append_metrics(run, {"kind": "note", "attempt": 1, "event": "failed", "reason": reason})
+    assert end(run, attempt, 5) == "requeue"
+    assert load_attempts(run)[0].cause == "stale_choice"
+    again, _ = begin(run, Launch("slurm", "4711", 1, 0, 0, 2, "lrdn0001"))
+    assert again.resume_from == "checkpoint-8"
 
 
 def test_a_broken_gpu_names_its_node(run: Run) -> None:

@@ -6,11 +6,12 @@ import json
 import os
 import pickle
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lora_jobs.errors import DoesNotFitError, SpecError, SubmissionError
+from lora_jobs.errors import ClusterError, DoesNotFitError, SpecError, SubmissionError
 from lora_jobs.runs import find_runs_root, find_sweep, list_runs, load_submissions
 from lora_jobs.sizing import find_gpu, size_job
 from lora_jobs.spec import load_spec, replace_values
@@ -18,7 +19,6 @@ from lora_jobs.workflows.sweeping import UNSIZED_KEYS, SweepReport, submit_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from conftest import FakeCluster
 
@@ -156,6 +156,38 @@ def test_missing_data_is_said_before_anything_is_written(slurm: FakeCluster, mak
     assert not find_runs_root().exists()
 
 
+def test_data_that_only_some_combinations_lack_is_said_with_their_values(
+    slurm: FakeCluster, make_spec: Callable[..., Path]
+):
+    with pytest.raises(SpecError, match="can't be submitted yet") as caught:
+        submit(make_spec(), "data.train=train.jsonl,nowhere.jsonl", "lora.r=8,16")
+    assert [problem.path for problem in caught.value.problems] == ["data.train"]
+    assert "nowhere.jsonl" in caught.value.problems[0].message
+    assert caught.value.problems[0].message.endswith("lora.r=8 and 1 more)")
+    assert not find_runs_root().exists()
+
+
+def test_packages_that_only_some_combinations_need_are_asked_for(
+    slurm: FakeCluster, make_spec: Callable[..., Path], tmp_path: Path
+):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n# A fake interpreter: answers as the probe of installed packages would.\n"
+        'echo \'{"python": "3.11", "prefix": "/", "cuda": null, "packages": {"torch": "2.13", "transformers": "5.23",'
+        ' "peft": "0.21", "trl": "1.16", "datasets": "5", "bitsandbytes": null}}\'\n'
+    )
+    python.chmod(0o755)
+    spec = make_spec()
+    with Path("envs/here.yaml").open("a") as environment:
+        environment.write(f"python: {python}\n")
+    with pytest.raises(ClusterError, match=r"bitsandbytes not installed \(for training.optim: paged_adamw_8bit\)"):
+        submit(spec, "training.optim=adamw_torch,paged_adamw_8bit")
+    dry = submit(spec, "training.optim=adamw_torch,paged_adamw_8bit", dry_run=True).to_json()
+    assert dry["missing_packages"].endswith("bitsandbytes not installed (for training.optim: paged_adamw_8bit)")
+    assert submit(spec, "training.optim=adamw_torch,adamw_torch_fused", dry_run=True).missing is None
+    assert not find_runs_root().exists()
+
+
 @pytest.mark.parametrize("options", [{"throttle": 2}, {"skip_unfit": True}])
 def test_options_of_a_sweep_need_one(slurm: FakeCluster, make_spec: Callable[..., Path], options: dict[str, object]):
     with pytest.raises(SpecError, match="is for sweeps"):
@@ -170,7 +202,7 @@ def test_reuse_is_for_one_run(slurm: FakeCluster, make_spec: Callable[..., Path]
 @pytest.mark.parametrize("key", sorted(UNSIZED_KEYS))
 def test_keys_that_are_not_sized_change_nothing_of_the_verdict(make_spec: Callable[..., Path], key: str):
     spec, gpu = load_spec(make_spec()), find_gpu("A100-64")
-    evaluated = {"data.eval": "train.jsonl", "training.eval_steps": 7}
+    evaluated = {"data.eval": "train.jsonl", "training.eval_steps": 7, "training.early_stopping_patience": 3}
     spec = replace_values(spec, evaluated)
     changed = replace_values(spec, {key: OTHER_VALUES[key]})
     assert changed != spec
