@@ -18,6 +18,7 @@ from lora_jobs.checkpoints.structure import (
     check_completeness,
     check_structure,
     find_world_size,
+    list_shards,
     load_trainer_state,
 )
 from lora_jobs.checkpoints.tensors import ADAPTER_WEIGHTS, digest_adapter
@@ -107,7 +108,6 @@ def write_manifest(
     except OSError as error:
         where = error.filename or directory
         raise CheckpointError(f"{where} can't be committed: {error.strerror}", path=directory) from error
-    shards = tuple(sorted(name for name in files if _OWN.fullmatch(name)))
     manifest = Manifest(
         step,
         world_size,
@@ -115,7 +115,7 @@ def write_manifest(
         dict(sorted(files.items())),
         epoch,
         _as_json(metadata or {}),
-        shards=shards,
+        shards=tuple(list_shards(files, world_size)),
         adapter=adapter,
     )
     write_atomic(directory / MANIFEST, render_manifest(manifest))

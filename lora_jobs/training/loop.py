@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lora_jobs.errors import RunError
-from lora_jobs.runs import load_metrics
+from lora_jobs.runs import list_committed_steps, load_metrics
 from lora_jobs.training.agreement import Agreement
 from lora_jobs.training.arguments import build_arguments
 from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
@@ -214,6 +214,7 @@ def add_callbacks(
             metadata,
             recorder,
             estimated_bytes=int(load_estimate(run).get("checkpoint_bytes") or 0),
+            known=list_committed_steps(run) if recorder is not None else (),
         ),
         Opening(
             trainer.evaluate if wanted else None,

@@ -106,3 +106,20 @@ def test_what_was_loaded_is_compared_with_what_was_committed(ranks: RankServer, 
     assert "checkpoint-2 is good, but what was loaded from it is not what it holds" in note["reason"]
     assert "rank 0: the adapter in the model differs" in note["reason"]
     assert not run.adapter.exists()
+
+
+def test_an_optimizer_whose_state_was_not_loaded_is_noticed() -> None:
+    """It would go on from moments of zero, and no count would say so."""
+    import torch
+
+    from lora_jobs.training.probe import compare_steps
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    assert compare_steps(optimizer, 0) is None
+    assert compare_steps(optimizer, 4) == "the optimizer holds no moments, wanted those of step 4"
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    assert compare_steps(optimizer, 1) is None
+    assert compare_steps(optimizer, 4) == "the optimizer is at step 1, wanted 4"
+    assert compare_steps(torch.optim.SGD([weight]), 4) is None
