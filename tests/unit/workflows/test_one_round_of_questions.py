@@ -58,7 +58,7 @@ def slurm(cluster: FakeCluster) -> FakeCluster:
     cluster.answer("squeue", ("", "\n".join(QUEUE).replace("USER", user)))
     cluster.answer("sacct", ("", "\n".join(PAST).replace("USER", user)))
     cluster.answer("scontrol", ("show config", "PriorityType = priority/multifactor"), ("", ""))
-    cluster.answer("sprio", ("", "101|899|1|2|3|4|5|0|0|0\n12|50|1|2|3|4|5|0|0|0\n60|40|1|2|3|4|5|0|0|0"))
+    cluster.answer("sprio", ("", "101|899|1|2|3|4|5|0|0|0|0\n12|50|1|2|3|4|5|0|0|0|0\n60|40|1|2|3|4|5|0|0|0|0"))
     cluster.answer("sinfo", ("", "big|up|1-00:00:00|1-4|4|reserved|n[1-4]|none"))
     cluster.answer("sacctmgr")
     return cluster
