@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -126,8 +127,7 @@ def main() -> int:
                     argv, env=environment, cwd=directory, capture_output=True, text=True, check=False
                 )
                 lines = [line.rstrip() for line in (answer.stdout + answer.stderr).splitlines()]
-                typed = " ".join(word for word in words if word not in options)
-                text = "\n".join([f"$ lora-jobs {typed}", *lines]).replace(f"{directory}/", "")
+                text = "\n".join([f"$ lora-jobs {shlex.join(words)}", *lines]).replace(f"{directory}/", "")
                 shown.append("".join(f"    {line}".rstrip() + "\n" for line in text.splitlines()))
             cluster.call("scancel", "--user=root", check=False)
         finally:

@@ -18,6 +18,8 @@ from lora_jobs.cli.screen import clean_log, error_to_json, print_json, say, show
 from lora_jobs.errors import ClusterError, LoraJobsError, RunError, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lora_jobs.workflows.submitting import SubmitReport
 
 EXIT_BUG = 1
@@ -64,6 +66,12 @@ def _options(
 app.command()(commands_init.init)
 
 
+def _type_again(command: str, spec: Path, overrides: Sequence[str] | None) -> str:
+    """The command line that means the same spec and values."""
+    settings = (word for override in overrides or () for word in ("--set", override))
+    return shlex.join(["lora-jobs", command, str(spec), *settings])
+
+
 @app.command()
 def check(
     spec: SpecPath,
@@ -81,8 +89,7 @@ def check(
     if as_json:
         print_json(report.to_json())
     else:
-        settings = (word for override in overrides or () for word in ("--set", override))
-        show_check(report, shlex.join(["lora-jobs", "check", str(spec), *settings]))
+        show_check(report, _type_again("check", spec, overrides))
     if not report.fits:
         raise typer.Exit(EXIT_NOT_FITTING)
 
@@ -127,7 +134,7 @@ def plan(spec: SpecPath, overrides: Overrides = None, as_json: AsJson = False) -
     if as_json:
         print_json(found.to_json())
     else:
-        show_plan(found, str(spec))
+        show_plan(found, _type_again("submit", spec, overrides))
 
 
 @app.command()
@@ -187,6 +194,9 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show my runs: state, reason in plain words, priority, rank, expected start, progress. With JOB: one page."""
+    if job and (user or partition):
+        option = "--user" if user else "--partition"
+        raise SpecError(f"{option} chooses among runs, JOB names one: they don't go together", hint="leave one out")
     if watch:
         from lora_jobs.cli import show_status
         from lora_jobs.workflows.observing import find_status

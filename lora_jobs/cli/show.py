@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from lora_jobs.cli.screen import say
+from lora_jobs.cli.screen import say, warn
 from lora_jobs.units import format_gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.checkpoints import CheckpointVerdict
+    from lora_jobs.errors import LoraJobsError
     from lora_jobs.runs import Run
     from lora_jobs.workflows.observing import RunStatus
     from lora_jobs.workflows.resuming import ResumePlan
@@ -27,6 +28,7 @@ def show_submission(sent: SubmitReport) -> None:
         for name, text in plan.files.items():
             say(f"--- {name}", "dim")
             sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        warn_of_missing(sent.missing)
         return
     if sent.reused or sent.submission is None:
         say(f"{sent.run.id} has finished this very spec already; nothing was submitted")
@@ -43,15 +45,20 @@ def show_submission(sent: SubmitReport) -> None:
         say(f"warning: {warning}", "yellow")
 
 
+def warn_of_missing(missing: LoraJobsError | None) -> None:
+    """What a dry run found missing in the job's environment, and how to get it."""
+    if missing is not None:
+        warn(f"warning: before submitting: {missing.message}")
+        warn(f"next: {missing.hint}", style="")
+
+
 def show_resume(plan: ResumePlan) -> None:
     """Why the run stopped, each checkpoint's verdict, where it goes on, what is lost, what differs, the memory."""
     if plan.pending:
         say(f"{plan.run.id} is on its way already: job {plan.status.job_id} is {plan.status.state}", "bold")
         say(f"  next     lora-jobs status {plan.run.id} · lora-jobs why {plan.run.id}")
         return
-    say(
-        f"{plan.run.id}: {plan.status.explanation}" + (f" ({plan.status.reason})" if plan.status.reason else ""), "bold"
-    )
+    say(explain_end(plan.run, plan.status), "bold")
     if plan.finished:
         say(f"nothing to resume: the adapter is whole, {plan.run.adapter}")
         return
@@ -76,8 +83,9 @@ def show_resume(plan: ResumePlan) -> None:
 
 
 def explain_end(run: Run, status: RunStatus) -> str:
-    """The run, what its state means, and the reason that was recorded."""
-    return f"{run.id}: {status.explanation}" + (f" ({status.reason})" if status.reason else "")
+    """The run, what its state means, and the reason: Slurm's in plain words, or the one that was recorded."""
+    reason = status.reason_text or status.reason
+    return f"{run.id}: {status.explanation}" + (f" ({reason})" if reason and reason != status.explanation else "")
 
 
 def show_verdicts(verdicts: Iterable[CheckpointVerdict]) -> None:

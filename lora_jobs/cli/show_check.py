@@ -9,9 +9,10 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, say
-from lora_jobs.cli.show_status import format_span
 from lora_jobs.cli.show_targets import show_targets
+from lora_jobs.cli.status_line import format_span
 from lora_jobs.sizing.cards import COMMON
+from lora_jobs.sizing.margins import MARGINS
 from lora_jobs.units import format_count, format_gib
 from lora_jobs.workflows.lengths import describe_basis
 
@@ -27,6 +28,7 @@ MOST_SHOWN = 2
 """Suggestions that are enough; the JSON has every one."""
 
 MOST_BARS = 7
+"""Of tensors; what must fit beside them is never left out."""
 
 MEANT = 32
 """GB of the card that "it runs on a workstation" usually means."""
@@ -47,7 +49,9 @@ def show_check(report: CheckReport, command: str) -> None:
     devices = f"{resources.world_size} x {report.gpu.name}"
     say(f"{report.spec.name}: {report.spec.model.name_or_path} on {report.environment.name}, {devices}", "bold")
     base, trainable = verdict.parameters_base, verdict.parameters_trainable
-    say(f"parameters: {format_count(base)} base, {format_count(trainable)} trainable ({trainable / base:.2%})")
+    parameters = f"parameters: {format_count(base)} base, {format_count(trainable)} trainable ({trainable / base:.2%})"
+    attention = verdict.attention.words if verdict.attention else None
+    say_wrapped(parameters if attention is None else f"{parameters}; attention: {attention}")
     if report.is_estimated:
         show_targets(report.spec)
     say()
@@ -109,23 +113,26 @@ def _show_verdict(report: CheckReport) -> None:
     ending = f"{format_gib(spare)} to spare" if spare >= 0 else f"{format_gib(-spare)} too much"
     numbers = f"{format_gib(report.peak_bytes)} needed of {format_gib(usable)} usable on each {report.gpu.name}"
     say(f"{report.word.upper()}: {numbers}, {ending}", _STYLES[report.word])
-    if verdict.death is not None and report.exact is None:
-        say_wrapped(f"dies {verdict.death.words}", _STYLES["does not fit"])
-    there = "there" if verdict.death == verdict.peak else f"{verdict.peak.when} ({verdict.peak.what})"
-    say_wrapped(f"peak of a process, {there}:")
+    death = verdict.death if report.exact is None else None
+    if death is not None:
+        there = "; peak of a process, there:" if death == verdict.peak else ""
+        say_wrapped(f"dies {death.words}{there}", _STYLES["does not fit"])
+    if death != verdict.peak:
+        say_wrapped(f"peak of a process, {verdict.peak.when} ({verdict.peak.what}):")
 
 
 def _show_parts(report: CheckReport) -> None:
-    """A bar a component, the largest first; the crumbs in one."""
+    """A bar a component, the largest first; tensors that are crumbs in one, the parts of the margin each on its own."""
     components = report.verdict.estimate.components
     total, largest = sum(components.values()), max(components.values())
-    crumbs = {name: size for name, size in components.items() if 0 < size < SMALLEST_SHARE * total}
-    rows = sorted(((name, size) for name, size in components.items() if size), key=lambda item: -item[1])
-    if len(rows) > MOST_BARS:
-        crumbs = crumbs | dict(rows[MOST_BARS - 1 :])
-    rows = [(name, size) for name, size in rows if name not in crumbs]
-    if crumbs:
-        rows.append((", ".join(crumbs) if len(crumbs) == 1 else f"{len(crumbs)} small parts", sum(crumbs.values())))
+    ordered = sorted(((name, size) for name, size in components.items() if size), key=lambda item: -item[1])
+    tensors = [name for name, _ in ordered if name not in MARGINS]
+    crumbs = {name for name in tensors if components[name] < SMALLEST_SHARE * total}
+    if len(tensors) > MOST_BARS:
+        crumbs |= set(tensors[MOST_BARS - 1 :])
+    rows = [(name, size) for name, size in ordered if name not in crumbs or len(crumbs) == 1]
+    if len(crumbs) > 1:
+        rows.append((f"{len(crumbs)} small parts", sum(components[name] for name in crumbs)))
     table = build_table("", "", "", right=(1,))
     for name, size in rows:
         bar = "█" * max(1, round(BAR_WIDTH * size / largest))
@@ -137,7 +144,7 @@ def _show_exact(report: CheckReport) -> None:
     """The trace beside the estimate, in allocated bytes."""
     if report.exact is None or not report.is_estimated:
         return
-    traced, estimated = report.exact.allocated_peak_bytes, report.verdict.estimate.allocated_peak_bytes
+    traced, estimated = report.exact.allocated_peak_bytes, report.verdict.estimate.step_peak_bytes
     instant = report.exact.binding.replace("_", " ")
     say(f"traced from the real training code: {format_gib(traced)} allocated at its peak ({instant}),")
     say(f"  the estimate says {format_gib(estimated)} ({estimated / traced - 1:+.2%})")

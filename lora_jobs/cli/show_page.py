@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import groupby
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean_log, find_width, say, warn
 from lora_jobs.cli.show import show_verdicts
-from lora_jobs.cli.show_status import (
+from lora_jobs.cli.status_line import (
     format_job,
     format_result,
     format_span,
@@ -53,7 +54,7 @@ def show_page(page: RunPage) -> None:
         "held-out loss": _number(status.eval_loss),
         "tokens/s": None if status.tokens_per_second is None else f"{status.tokens_per_second:.0f}",
         **{f"memory, {one.name.replace('_', ' ')}": _format_measured(one) for one in page.memory},
-        "GPU-hours": None if page.gpu_hours is None else f"{page.gpu_hours:g} used so far, on {page.gpus} at a time",
+        "GPU-hours": None if page.gpu_hours is None else f"{page.gpu_hours:g} used so far, on {_gpus(page)} at a time",
         **{f"final {result.name.replace('_', ' ')}": format_result(result) for result in page.results},
         "adapter": status.adapter,
         "script": page.script,
@@ -77,6 +78,12 @@ def show_page(page: RunPage) -> None:
             say(f"  {clean_log(line)}")
     for note in page.notes:
         warn(f"note: {note}")
+
+
+def _gpus(page: RunPage) -> str:
+    """How many, "4 then 2" where a resume has changed it."""
+    numbers = [start.gpus for start in page.starts] or [page.gpus]
+    return " then ".join(str(number) for number, _ in groupby(numbers))
 
 
 def _format_measured(measured: Measured) -> str:

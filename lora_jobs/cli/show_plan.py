@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import datetime
 from textwrap import fill
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from lora_jobs.workflows.planning import JobPlan
 
 
-def show_plan(plan: JobPlan, spec_path: str, *, now: datetime | None = None) -> None:
-    """The table, why rows can't run, the notes, and how to submit a row."""
+def show_plan(plan: JobPlan, submit: str, *, now: datetime | None = None) -> None:
+    """The table, why rows can't run, the notes, and the `submit` command line with the best row added."""
     now = now or datetime.now()
     say(f"{plan.spec.name}: {plan.spec.model.name_or_path} on {plan.environment.name}; nothing was submitted", "bold")
     table = build_table(
@@ -34,7 +35,7 @@ def show_plan(plan: JobPlan, spec_path: str, *, now: datetime | None = None) -> 
         say(f"note: {note}")
     best = next((row for row in plan.rows if row.possible), None)
     if best is not None:
-        say(f"next: lora-jobs submit {spec_path} --plan {best.name}", "bold")
+        say(f"next: {submit} --plan {shlex.quote(best.name)}", "bold")
 
 
 def show_question(number: int, count: int) -> None:

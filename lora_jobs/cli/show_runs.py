@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lora_jobs.cli.screen import build_console, clean, say
 from lora_jobs.cli.show import explain_end
-from lora_jobs.cli.show_status import format_result
+from lora_jobs.cli.status_line import format_result
 from lora_jobs.workflows.observing import RunStatus
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def show_progress(events: Iterable[RunStatus | dict[str, Any]], *, quiet: bool =
                 final = event
                 progress.update(task, description=event.state.lower(), total=event.total_steps)
                 if not quiet:
-                    words = f"{event.run}: {event.state.lower()} {event.reason or ''}"
+                    words = f"{event.run}: {event.state.lower()} {event.reason_text or event.reason or ''}"
                     progress.console.print(Text(clean(words.rstrip())), soft_wrap=True)
                 continue
             if "max_steps" in event:

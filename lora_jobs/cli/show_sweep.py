@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean, say, warn
-from lora_jobs.cli.show_status import describe_status
+from lora_jobs.cli.show import warn_of_missing
+from lora_jobs.cli.status_line import describe_status
 from lora_jobs.spec import show_variant
 from lora_jobs.units import format_gib
 from lora_jobs.workflows.folding import fold_tasks
@@ -48,6 +49,7 @@ def show_submission(sent: SweepReport) -> None:
         say(f"  start    expected {sent.expected_start}")
     for warning in dict.fromkeys(text for task in sent.tasks for text in task.report.verdict.warnings):
         say(f"warning: {warning}", "yellow")
+    warn_of_missing(sent.missing)
     if sent.submission is not None:
         say(f"  next     lora-jobs status {plan.name} · lora-jobs compare {plan.name} · lora-jobs cancel {plan.name}")
 
@@ -108,7 +110,8 @@ def describe_task(status: RunStatus) -> str:
     words = [status.state.lower()]
     words += [f"step {status.step}"] if status.step is not None and not status.active else []
     words += [f"held-out loss {status.eval_loss:.4f}"] if status.eval_loss is not None and not status.active else []
-    words += [status.reason] if status.reason and status.state != "COMPLETED" else []
+    reason = status.reason_text or status.reason
+    words += [reason] if reason and status.state != "COMPLETED" else []
     return ", ".join(words)
 
 

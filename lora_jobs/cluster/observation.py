@@ -113,11 +113,11 @@ def _fold_arrays(rows: Sequence[SlurmJob]) -> tuple[Sighting, ...]:
 
 
 def _ask_queue(ids: Sequence[str], users: Sequence[str], notes: list[str], *, ranked: bool) -> Queue | None:
-    """The whole queue, or these jobs only; None when it could not be read.
+    """The whole queue, hidden partitions too, or these jobs only; None when it could not be read.
 
     Arrays stay folded, their task lists uncut (SLURM_BITSTR_LEN=0): less to send and to read than a row per task.
     """
-    argv = ["squeue", "-h", "--states=all", "-o", QUEUE_FORMAT]
+    argv = ["squeue", "-h", "--all", "--states=all", "-o", QUEUE_FORMAT]
     argv += [] if ranked or users else ["-j", ",".join(ids)]
     try:
         answer = run_command(argv, timeout=find_query_seconds(), env={**clean_environment(), "SLURM_BITSTR_LEN": "0"})
@@ -154,9 +154,12 @@ def _ask_factors(waiting: Sequence[str], config: dict[str, str], notes: list[str
 
 
 def _is_queue_visible(config: dict[str, str], notes: list[str]) -> bool:
-    """False, with a note, where users see their own jobs only: a rank among those would be a false one."""
+    """False, with a note, where users see (or may see) their own jobs only: a rank among those would be a false one."""
     private = config.get("PrivateData", "none").lower().split(",")
-    if "jobs" not in private or os.geteuid() == 0:
+    if os.geteuid() == 0 or (config and "jobs" not in private):
         return True
+    if not config:
+        notes.append("no rank in the queue: without the configuration it is not known whether others' jobs are hidden")
+        return False
     notes.append("no rank in the queue: this cluster shows you your own jobs only (PrivateData=jobs)")
     return False

@@ -109,8 +109,8 @@ def fold_tasks(rows: Iterable[SlurmJob]) -> tuple[SlurmJob, dict[str, int]]:
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.state] = counts.get(row.state, 0) + count_tasks(row.job_id)
-    order = {"RUNNING": 0, "COMPLETING": 1, "PENDING": 2}
-    newest = max(rows, key=lambda row: (-order.get(row.state, 3), row.started or row.submitted or ""))
+    order = {"RUNNING": 0, "CONFIGURING": 1, "COMPLETING": 2, "PENDING": 3}
+    newest = max(rows, key=lambda row: (-order.get(row.state, 4), row.started or row.submitted or ""))
     return newest, counts
 
 

@@ -29,7 +29,8 @@ FAILED = "FAILED"
 class Attempt:
     """One start: `resume_from` is a directory's name such as checkpoint-20; times are seconds since 1970.
 
-    `cause` is the name of a row of runs.causes; `bad_node` the node that the next attempt should do without.
+    `cause` is the name of a row of runs.causes; `bad_node` the node that the next attempt should do without;
+    `world_size` how many processes were asked for, each with a GPU, which a resume may change.
     """
 
     number: int
@@ -47,6 +48,7 @@ class Attempt:
     reason: str | None = None
     cause: str | None = None
     bad_node: str | None = None
+    world_size: int | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -69,6 +71,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "reason": str,
     "cause": str,
     "bad_node": str,
+    "world_size": int,
 }
 
 
@@ -102,6 +105,7 @@ def begin_attempt(
     host: str,
     resume_from: str | None,
     first_step: int,
+    world_size: int | None = None,
 ) -> Attempt:
     """Records that the run starts; the same job and restart begin only once. Raises RunError."""
     attempts = load_attempts(run)
@@ -118,6 +122,7 @@ def begin_attempt(
         started_at=time.time(),
         resume_from=resume_from,
         first_step=first_step,
+        world_size=world_size,
     )
     append_line(run.attempts_path, asdict(attempt))
     return attempt

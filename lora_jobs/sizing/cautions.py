@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.sizing.activations import training_batch
 from lora_jobs.sizing.margins import required_bytes
-from lora_jobs.sizing.modules import vision_modules
+from lora_jobs.sizing.modules import HEAD, find_token_embedding, vision_modules
 from lora_jobs.sizing.parameters import (
     count_by_part,
     count_parameters,
@@ -14,6 +14,7 @@ from lora_jobs.sizing.parameters import (
     list_adapted_names,
     saved_modules,
 )
+from lora_jobs.sizing.targets import find_dead_alternatives, linear_names
 from lora_jobs.units import format_count, format_gib, parse_size
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def list_warnings(spec: JobSpec, shape: ModelShape, gpu: Gpu, estimate: Estimate
         yield f"{gpu.name} has no bfloat16 (capability 8.0 and up has): use training.fp16 and model.dtype: float16"
     if length > shape.max_position_embeddings:
         yield f"data.max_length {length} is beyond the {shape.max_position_embeddings} positions of {shape.name}"
+    yield from _target_warnings(spec, shape)
     yield from _trainable_warnings(spec, shape)
     yield from _evaluation_warnings(spec, gpu, estimate)
     if gpu.is_cpu:
@@ -64,6 +66,16 @@ def describe_trainable(spec: JobSpec, shape: ModelShape) -> str:
     return ", ".join([*parts, f"{format_count(counts['bias'])} biases"] if counts["bias"] else parts)
 
 
+def _target_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
+    """PEFT says nothing of what a regular expression misses, as long as some of it matches."""
+    if dead := find_dead_alternatives(shape, spec.lora.target_modules):
+        yield (
+            f"lora.target_modules: the alternative{'s' if len(dead) > 1 else ''} {' and '.join(map(repr, dead))} "
+            f"{'match' if len(dead) > 1 else 'matches'} no layer of {shape.name}, so less is trained than is written; "
+            f"its layers are {', '.join(linear_names(shape))}"
+        )
+
+
 def _trainable_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
     share = count_trainable(shape, spec.lora) / count_parameters(shape)
     if share > USUAL_SHARE:
@@ -73,6 +85,13 @@ def _trainable_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
         )
     if _splits_tied(spec, shape):
         yield "embed_tokens and lm_head are tied; saving them breaks the tie: set lora.ensure_weight_tying"
+    if adapted := _find_adapted_tie(spec, shape):
+        yield (
+            f"an adapter on {' and '.join(adapted)} trains, but cannot be merged: embed_tokens and lm_head of "
+            f"{shape.name} are one tensor, which merging changes for both (`export` refuses it); leave "
+            f"{'it' if len(adapted) == 1 else 'them'} out of target_modules, or train the tensor whole: "
+            "lora.modules_to_save: [embed_tokens] with lora.ensure_weight_tying"
+        )
 
 
 def _evaluation_warnings(spec: JobSpec, gpu: Gpu, estimate: Estimate) -> Iterator[str]:
@@ -109,6 +128,17 @@ def _vision_warnings(spec: JobSpec, shape: ModelShape) -> Iterator[str]:
 def _splits_tied(spec: JobSpec, shape: ModelShape) -> bool:
     named = {"embed_tokens", "lm_head"} & set(spec.lora.modules_to_save)
     return bool(named) and shape.tie_word_embeddings and not spec.lora.ensure_weight_tying
+
+
+def _find_adapted_tie(spec: JobSpec, shape: ModelShape) -> list[str]:
+    """Which of a tied embedding and output layer carry an adapter; none where modules_to_save parts the two.
+
+    PEFT merges each adapter into the one tensor, so that both change, with ensure_weight_tying twice.
+    """
+    pair = {find_token_embedding(shape).name, HEAD}
+    if not shape.tie_word_embeddings or pair & {module.name for module in saved_modules(shape, spec.lora)}:
+        return []
+    return sorted(name.rsplit(".", 1)[-1] for name in list_adapted_names(shape, spec.lora) & pair)
 
 
 def _host_limit(spec: JobSpec) -> int | None:

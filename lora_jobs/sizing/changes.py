@@ -31,6 +31,11 @@ class Change:
     settings: Callable[[JobSpec, ModelShape, Gpu], Settings]
     why: str
     cost: Cost
+    hint: Callable[[JobSpec, ModelShape], str] | None = None
+    """More to say where it is true."""
+
+    def explain(self, spec: JobSpec, shape: ModelShape) -> str:
+        return self.why + (self.hint(spec, shape) if self.hint else "")
 
 
 def _fuse_loss(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
@@ -151,6 +156,13 @@ def _save_nothing(spec: JobSpec, _shape: ModelShape, _gpu: Gpu) -> Settings:
     return {"lora.modules_to_save": []} if spec.lora.modules_to_save else {}
 
 
+def _name_tokens(spec: JobSpec, shape: ModelShape) -> str:
+    """What trains less than the whole embedding, where TRL's loss does not refuse it."""
+    if shape.tie_word_embeddings and uses_fused_loss(spec):
+        return ""
+    return "; lora.trainable_token_indices trains single tokens instead"
+
+
 CHANGES: tuple[Change, ...] = (
     Change(_fuse_loss, "the same loss without its logits in memory; training is unchanged", "none"),
     Change(_shrink_evaluation, "evaluation only: the same loss, slower", "none"),
@@ -172,11 +184,7 @@ CHANGES: tuple[Change, ...] = (
         "result",
     ),
     Change(_halve_r, "fewer trained parameters: a smaller adapter, which may learn less", "result"),
-    Change(
-        _save_nothing,
-        "embedding and output layer stay frozen; lora.trainable_token_indices trains single tokens instead",
-        "result",
-    ),
+    Change(_save_nothing, "embedding and output layer stay frozen", "result", _name_tokens),
     Change(_halve_length, "longer rows are left out at this length", "result"),
 )
 """Cheapest first. Other hardware comes between what changes the time and what changes the result."""

@@ -1,8 +1,8 @@
-"""The instants of one training step at which memory can peak, each as named parts; the peak is the largest of them."""
+"""The instants of a run at which memory can peak, each as named parts; the peak is the largest of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_jobs.sizing.activations import (
@@ -16,10 +16,10 @@ from lora_jobs.sizing.activations import (
 )
 from lora_jobs.sizing.layers import LayerCost, layer_costs
 from lora_jobs.sizing.losses import LossCost, loss_cost
-from lora_jobs.sizing.modules import list_modules
+from lora_jobs.sizing.modules import find_token_embedding, list_modules
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision, choose_precision
 from lora_jobs.sizing.quantized import attention_output, evaluated_mlp, held_inputs, normed_input
-from lora_jobs.sizing.state import State, compute_state
+from lora_jobs.sizing.state import State, base_bytes, compute_state
 
 if TYPE_CHECKING:
     from lora_jobs.sizing.gpus import Gpu
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 INPUT_BYTES = 24
 """Per token: input ids, labels and attention mask, 8 bytes each."""
 
+MODEL_LOAD, CHECKPOINT_SAVE, TIED_COPY = "model_load", "checkpoint_save", "tied_copy"
+
+UNTRACED = (MODEL_LOAD, CHECKPOINT_SAVE)
+"""The instants that a trace of a step has not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """One moment of the step: what is allocated then, by name, in bytes."""
+    """One moment of the run: what is allocated then, by name, in bytes."""
 
     name: str
     words: str
@@ -98,9 +103,10 @@ def build_step(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Step:
 
 
 def list_instants(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> tuple[Instant, ...]:
-    """The instants of the job, in the order of a step."""
+    """The instants of the job, in the order of a run: its start, a step, an evaluation, a save."""
     step = build_step(spec, shape, gpu)
     return (
+        _model_load(step),
         *_layer_forward(step),
         _loss_forward(step),
         *_loss_backward(step),
@@ -108,7 +114,30 @@ def list_instants(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> tuple[Instant, 
         *_embedding_backward(step),
         _optimizer_step(step),
         *_evaluation(step),
+        _checkpoint_save(step),
     )
+
+
+def _model_load(step: Step) -> Instant:
+    """The base as it arrives on the device, before adapters and optimizer. A quantized one is loaded there tensor by
+    tensor (transformers), then prepare_model_for_kbit_training makes float32 what is not quantized: of the largest,
+    the embedding or the output layer, the old copy is still there. DeepSpeed casts it back later.
+    """
+    quantization, dtype = step.spec.model.quantization, step.spec.model.dtype
+    parts = {"base_weights": step.state.base}
+    if quantization is not None:
+        parts["base_weights"] = base_bytes(step.shape, replace(step.precision, base=SINGLE), quantization)
+        parts["embedding_before_cast"] = HALF * find_token_embedding(step.shape).weights if dtype != "float32" else 0
+    return Instant(MODEL_LOAD, "while the model is loaded", parts)
+
+
+def _checkpoint_save(step: Step) -> Instant:
+    """What is there between two steps: no gradients, no activations. Trainer, PEFT and DeepSpeed write the live tensors
+    by way of the host; of an embedding and an output layer that are trained as one, PEFT makes a second copy on the
+    device (save_pretrained), DeepSpeed's are on the host by then.
+    """
+    tied = step.state.embedding_gradient if step.state.adds_tied_gradients and step.spec.deepspeed is None else 0
+    return Instant(CHECKPOINT_SAVE, "while a checkpoint is saved", {**_held(step), TIED_COPY: tied})
 
 
 def _held(step: Step) -> dict[str, int]:

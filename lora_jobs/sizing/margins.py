@@ -15,6 +15,11 @@ Word = Literal["fits", "tight", "does not fit"]
 ALLOCATOR_MARGIN = 0.05
 """Of the allocated peak: with 4.7 % more than it, 9 of 10 published cases run (the worst needed 17 %)."""
 
+MARGINS = (
+    "cuda_context", "cublas_workspaces", "nccl_buffers", "allocator_margin", "process", "other_processes_of_the_node",
+)  # fmt: skip
+"""What can stand beside the allocated tensors, by name."""
+
 PROCESS_BYTES = 700 * MIB
 """Host memory of a training process before its tensors: 500 MiB of imports measured, the rest assumed for threads."""
 

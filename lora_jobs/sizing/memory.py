@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_jobs.sizing.host import checkpoint_bytes, host_memory_bytes
-from lora_jobs.sizing.instants import Instant, list_instants
+from lora_jobs.sizing.instants import UNTRACED, Instant, list_instants
 from lora_jobs.sizing.margins import cautious_bytes, list_margins
 
 if TYPE_CHECKING:
@@ -35,6 +35,16 @@ class Estimate:
     def peaks(self) -> dict[str, int]:
         """Allocated bytes at each instant, by its name."""
         return {instant.name: instant.total for instant in self.instants}
+
+    @property
+    def untraced_peak_bytes(self) -> int:
+        """The most at the instants that a trace has not: loading and saving."""
+        return max((instant.total for instant in self.instants if instant.name in UNTRACED), default=0)
+
+    @property
+    def step_peak_bytes(self) -> int:
+        """The most at those that it has."""
+        return max(instant.total for instant in self.instants if instant.name not in UNTRACED)
 
     @property
     def binding_instant(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.sizing.activations import evaluation_batch, training_batch
+from lora_jobs.sizing.instants import CHECKPOINT_SAVE, MODEL_LOAD, TIED_COPY
 from lora_jobs.sizing.losses import uses_fused_loss
 from lora_jobs.sizing.margins import required_bytes
 from lora_jobs.units import format_count
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
     from lora_jobs.sizing.models import ModelShape
     from lora_jobs.spec.job import JobSpec
 
-_EVALUATION, _LOADING, _SAVING = "evaluation", ("load", "model_load"), ("save", "checkpoint_save")
-_OPTIMIZER, _STATE = "optimizer_step", "optimizer_state"
-_HELD = ("base_weights", "trainable_weights", _STATE, "gathered_parameters", "ddp_buckets")
-"""Parts that are there before the first batch; the optimizer's state only under DeepSpeed."""
+_EVALUATION, _OPTIMIZER, _STATE = "evaluation", "optimizer_step", "optimizer_state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +62,18 @@ def find_death(spec: JobSpec, gpu: Gpu, moments: Sequence[Moment]) -> Moment | N
 
 def _place(spec: JobSpec, shape: ModelShape, instants: Sequence[Instant]) -> Iterator[Moment]:
     lazy = spec.deepspeed is None
-    held = instants[0].parts
-    start = sum(held.get(name, 0) for name in _HELD if not (lazy and name == _STATE))
-    state = "" if lazy else " and the optimizer's state"
-    yield Moment("setup", f"loading the model, the adapters{state}", "before step 1", 0, start)
     for instant in instants:
         name, total, what = instant.name, instant.total, describe_instant(spec, shape, instant)
         later = total - instant.parts.get(_STATE, 0) if lazy else total
-        if name.startswith(_LOADING):
+        if name == MODEL_LOAD:
             yield Moment(name, what, "before step 1", 0, total)
+            yield _set_up(instants, lazy=lazy)
         elif name.startswith(_EVALUATION):
             yield Moment(name, what, "before step 1, in the first evaluation", 0, later)
             if spec.training.eval_steps is not None and later < total:
                 step = spec.training.eval_steps
                 yield Moment(name, what, f"at step {step}, in the evaluation", step, total)
-        elif name.startswith(_SAVING):
+        elif name == CHECKPOINT_SAVE:
             yield Moment(name, what, f"at step {spec.training.save_steps}", spec.training.save_steps, total)
         elif name == _OPTIMIZER:
             yield Moment(name, what, "at the end of step 1", 1, total)
@@ -86,6 +81,15 @@ def _place(spec: JobSpec, shape: ModelShape, instants: Sequence[Instant]) -> Ite
             yield Moment(name, what, "at step 1", 1, later)
             if later < total:
                 yield Moment(name, what, "at step 2, beside the optimizer's state", 2, total)
+
+
+def _set_up(instants: Sequence[Instant], *, lazy: bool) -> Moment:
+    """What is held between steps, before the first of them: the optimizer's state only under DeepSpeed."""
+    held = next(instant.parts for instant in instants if instant.name == CHECKPOINT_SAVE)
+    later = (TIED_COPY, _STATE) if lazy else (TIED_COPY,)
+    start = sum(size for name, size in held.items() if name not in later)
+    what = "adding the adapters" if lazy else "setting up the optimizer"
+    return Moment("setup", what, "before step 1", 0, start)
 
 
 def describe_instant(spec: JobSpec, shape: ModelShape, instant: Instant) -> str:
@@ -103,8 +107,8 @@ def describe_instant(spec: JobSpec, shape: ModelShape, instant: Instant) -> str:
         "optimizer_step": "the optimizer's first step",
         "evaluation_loss": f"the loss of an evaluation batch of {evaluation} over {vocabulary}",
         "evaluation_layer": f"a layer under an evaluation batch of {evaluation}",
-        "model_load": "loading the model",
-        "checkpoint_save": "the first checkpoint",
+        MODEL_LOAD: "loading the model",
+        CHECKPOINT_SAVE: "the first checkpoint",
     }
     return words.get(instant.name, instant.words)
 

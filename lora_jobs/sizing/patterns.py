@@ -45,6 +45,25 @@ def _compile(pattern: str, path: str) -> re.Pattern[str]:
         raise SpecError(f"{path}: {message}", problems=[Problem(path, message)], hint=hint) from error
 
 
+_PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+_DEPENDENT = re.compile(r"\\[1-9]|\(\?(?![:=!]|<[=!])")
+"""A reference to a group, a named group, a flag: parts of such an expression mean something else alone."""
+
+
+def split_alternatives(pattern: str) -> tuple[str, ...]:
+    """An expression's alternatives outside all of its groups; itself alone where they depend on each other."""
+    if _DEPENDENT.search(pattern):
+        return (pattern,)
+    parts, depth = [""], 0
+    for piece in _PIECE.findall(pattern):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return tuple(parts)
+
+
 @contextmanager
 def _limited(pattern: str, path: str) -> Iterator[None]:
     """Stop matching that backtracks without end: re looks for signals while it matches. In the main thread only."""

@@ -8,7 +8,9 @@ from lora_jobs.errors import Problem, SpecError
 from lora_jobs.sizing.activations import choose_attention
 from lora_jobs.sizing.losses import uses_fused_loss
 from lora_jobs.sizing.modules import HEAD
-from lora_jobs.sizing.parameters import list_adapted_names
+from lora_jobs.sizing.parameters import list_adapted_names, trainable_tensors
+from lora_jobs.sizing.precision import HALF, choose_precision
+from lora_jobs.sizing.state import tensor_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +33,7 @@ def find_unworkable(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> list[Problem]
         *_find_adapted_head(spec, shape),
         *_find_tied_tokens(spec, shape),
         *_find_half_on_cpu(spec, gpu),
+        *_find_half_trained(spec, shape, gpu),
     ]
 
 
@@ -74,3 +77,27 @@ def _find_half_on_cpu(spec: JobSpec, gpu: Gpu) -> Iterator[Problem]:
         yield Problem("training.fp16", "needs a GPU, and the job is for a machine without one: use bf16 or neither")
     if spec.training.use_liger_kernel and gpu.is_cpu:
         yield Problem("training.use_liger_kernel", "needs a GPU: Liger's kernels are Triton's")
+
+
+def _find_half_trained(spec: JobSpec, shape: ModelShape, gpu: Gpu) -> Iterator[Problem]:
+    """PEFT makes adapters float32, never what modules_to_save and bias train; DeepSpeed makes float32 copies of all.
+
+    Source: GradScaler.unscale_ of torch 2.13, which the Trainer calls at every step, clipping or not.
+    """
+    if not spec.training.fp16 or spec.deepspeed is not None:
+        return
+    precision = choose_precision(spec)
+    words = {"lora": "the adapters (lora.autocast_adapter_dtype)", "tokens": "the trained tokens", "bias": "the biases"}
+    half = dict.fromkeys(
+        words.get(tensor.part, f"{tensor.module.leaf} (lora.modules_to_save)")
+        for tensor in trainable_tensors(shape, spec.lora)
+        if tensor_bytes(tensor, precision) == HALF * tensor.elements
+    )
+    if half:
+        others = "training.bf16 with model.dtype: bfloat16; or " if gpu.has_bf16 else ""
+        yield Problem(
+            "training.fp16",
+            f"would train {', '.join(half)} in float16, which torch's gradient scaler refuses at the first step "
+            '("Attempting to unscale FP16 gradients"); wanted trained weights in float32: '
+            f"set {others}model.dtype: float32; or deepspeed.zero_stage: 2, which keeps float32 copies",
+        )

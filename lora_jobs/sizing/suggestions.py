@@ -12,6 +12,7 @@ from lora_jobs.sizing.changes import CHANGES, Change, Cost, Settings
 from lora_jobs.sizing.margins import Word, cautious_bytes, choose_verdict, required_bytes
 from lora_jobs.sizing.memory import list_peaks
 from lora_jobs.sizing.models import find_shape
+from lora_jobs.sizing.refusals import find_unworkable
 from lora_jobs.spec.load import replace_values
 
 if TYPE_CHECKING:
@@ -243,8 +244,9 @@ def _merge(base: Trial, taken: Sequence[Trial]) -> Trial | None:
 
 
 def _try_change(spec: JobSpec, gpu: Gpu, change: Change) -> Trial | None:
-    settings = change.settings(spec, find_shape(spec.model.name_or_path), gpu)
-    return _try_settings(spec, settings, gpu, change.why, change.cost, change) if settings else None
+    shape = find_shape(spec.model.name_or_path)
+    settings = change.settings(spec, shape, gpu)
+    return _try_settings(spec, settings, gpu, change.explain(spec, shape), change.cost, change) if settings else None
 
 
 def _try_settings(
@@ -254,7 +256,10 @@ def _try_settings(
     if changed is None:
         return None
     try:
-        peaks = list_peaks(changed, find_shape(changed.model.name_or_path), gpu)
+        shape = find_shape(changed.model.name_or_path)
+        if find_unworkable(changed, shape, gpu):
+            return None
+        peaks = list_peaks(changed, shape, gpu)
     except SpecError:
         return None
     return Trial(change, settings, changed, gpu, peaks, why, cost)

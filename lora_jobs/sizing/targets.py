@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.sizing.modules import HEAD, Module, list_modules
-from lora_jobs.sizing.patterns import match_endings, match_fully
+from lora_jobs.sizing.patterns import match_endings, match_fully, split_alternatives
+from lora_jobs.spec import translate_targets
 from lora_jobs.spec.job import DEFAULT_TARGETS
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def match_targets(
         raise spec_error(
             "lora.target_modules",
             f"target_modules also matches {unfit[0]}, which is not a linear layer or an embedding: not adapted here",
-            f"for every linear layer write {ALL_LINEAR}, or name them: {', '.join(_linear_names(shape))}",
+            f"for every linear layer write {ALL_LINEAR}, or name them: {', '.join(linear_names(shape))}",
         )
     return matched
 
@@ -59,6 +60,16 @@ def find_adapted(shape: ModelShape, lora: LoraSpec) -> tuple[Module, ...]:
     path = "lora.layers_to_transform" if wanted else "lora.exclude_modules"
     message = f"leaves none of the {len(targets)} layers that target_modules names"
     raise spec_error(path, message, f"{shape.name} has the layers 0 to {shape.num_hidden_layers - 1}")
+
+
+@lru_cache(maxsize=64)
+def find_dead_alternatives(shape: ModelShape, target_modules: tuple[str, ...] | str) -> tuple[str, ...]:
+    """The outermost alternatives of a regular expression that no module's name matches, as they are written."""
+    if not isinstance(target_modules, str) or target_modules.lower() == ALL_LINEAR:
+        return ()
+    names = [module.name for module in list_modules(shape)]
+    parts = [(part, str(translate_targets(part))) for part in split_alternatives(target_modules)]
+    return tuple(part for part, translated in parts if not match_fully(translated, names, path="lora.target_modules"))
 
 
 def _number(module: Module) -> int | None:
@@ -131,14 +142,15 @@ def _verify_names(shape: ModelShape, names: tuple[str, ...]) -> None:
             raise _matches_nothing(shape, (name,), ())
 
 
-def _linear_names(shape: ModelShape) -> list[str]:
+def linear_names(shape: ModelShape) -> list[str]:
+    """The last parts of the names that an adapter can be put on."""
     return list(dict.fromkeys(module.leaf for module in list_modules(shape) if module.kind == "linear"))
 
 
 def _matches_nothing(
     shape: ModelShape, target_modules: tuple[str, ...] | str, modules_to_save: tuple[str, ...]
 ) -> SpecError:
-    names = _linear_names(shape)
+    names = linear_names(shape)
     if isinstance(target_modules, str):
         example = f"{shape.text_path}.layers.0.self_attn.o_proj"
         hint = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_jobs.sizing.attention import ResolvedAttention, resolve_attention
 from lora_jobs.sizing.cards import Card, compare_cards, find_smallest_gpu
 from lora_jobs.sizing.cautions import describe_trainable, list_warnings
 from lora_jobs.sizing.margins import Word, choose_verdict
@@ -44,6 +45,8 @@ class Verdict:
     """Where it does not fit: the smallest GPU of the table that would do; None where none does."""
     cards: tuple[Card, ...] = ()
     """The same job on other GPUs."""
+    attention: ResolvedAttention | None = None
+    """None of a model that only a trace knows."""
 
     @property
     def word(self) -> Word:
@@ -68,6 +71,7 @@ class Verdict:
                 "usable_bytes": self.gpu.usable_bytes,
             },
             "parameters": {"base": self.parameters_base, "trainable": self.parameters_trainable},
+            "attention": self.attention.to_json() if self.attention else None,
             "estimate": {
                 "peak_bytes": estimate.peak_bytes,
                 "cautious_peak_bytes": estimate.cautious_peak_bytes,
@@ -124,6 +128,7 @@ def size_job(
         warnings=(*warnings, *_tight_warnings(word, estimate, gpu), *list_warnings(spec, shape, gpu, estimate)),
         smallest_gpu=find_smallest_gpu(base) if word == "does not fit" and advise else None,
         cards=compare_cards(base, trials, moments, cards),
+        attention=resolve_attention(spec, shape, gpu),
     )
 
 

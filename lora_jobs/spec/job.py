@@ -319,6 +319,9 @@ class TrainingSpec(Section):
         if self.early_stopping_patience and self.eval_steps is None:
             message = "needs training.eval_steps: it counts evaluations"
             found.append(Conflict(("early_stopping_patience", "eval_steps"), message))
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            message = "needs early_stopping_patience, the evaluations to wait: alone it stops nothing"
+            found.append(Conflict(("early_stopping_threshold", "early_stopping_patience"), message))
         if self.load_best_model_at_end and (self.eval_steps is None or self.save_steps % self.eval_steps):
             message = f"needs save_steps ({self.save_steps}) to be a multiple of eval_steps ({self.eval_steps})"
             found.append(Conflict(("load_best_model_at_end", "save_steps", "eval_steps"), message))

@@ -113,6 +113,9 @@ def fixed_options(run: Run, *, cuda: bool) -> dict[str, Any]:
     """What is ours to decide: where things go, who logs, who rotates, and what makes a resume exact."""
     return {
         "output_dir": str(run.checkpoints),
+        # For trackio, which has no variables of its own for them.
+        "run_name": os.environ.get("WANDB_NAME") or run.id,
+        "project": os.environ.get("WANDB_PROJECT") or "lora-jobs",
         "use_cpu": not cuda,
         "ddp_backend": "gloo" if "RANK" in os.environ and not cuda else None,
         "ddp_find_unused_parameters": False,

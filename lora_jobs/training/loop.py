@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lora_jobs.errors import RunError
-from lora_jobs.runs import load_metrics
+from lora_jobs.runs import list_committed_steps, load_metrics
 from lora_jobs.training.agreement import Agreement
 from lora_jobs.training.arguments import build_arguments
 from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
@@ -29,8 +29,8 @@ from lora_jobs.training.finish import finish_run, load_best_weights
 from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer, widen_adapters
 from lora_jobs.training.probe import Probe
 from lora_jobs.training.provenance import describe_inputs
-from lora_jobs.training.record import Recorder
-from lora_jobs.training.reports import close_reports, guard_reports, place_reports
+from lora_jobs.training.record import Recorder, find_prediction
+from lora_jobs.training.reports import close_reports, guard_reports, place_before_reports, place_reports
 from lora_jobs.training.schedule import PresentRate
 from lora_jobs.training.surroundings import describe_place, record_surroundings
 from lora_jobs.training.trainers import OwnSFTTrainer, OwnTrainer
@@ -64,7 +64,8 @@ def run_training(
     if args.world_size != launch.world_size:
         raise RunError(f"{launch.world_size} processes were started, but torch.distributed joined {args.world_size}")
     agreement = Agreement(args.world_size)
-    recorder = Recorder(run, attempt) if launch.rank == 0 else None
+    predicted = find_prediction(load_estimate(run))
+    recorder = Recorder(run, attempt, predicted_bytes=predicted) if launch.rank == 0 else None
     leave_if_asked(agreement, stop, recorder)
     tokenizer = load_tokenizer(spec.model)
     train = load_examples(spec.data.train, spec.data, tokenizer)
@@ -91,7 +92,7 @@ def run_training(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if args.load_best_model_at_end:
             load_best_weights(trainer, run, agreement, recorder)
-        return finish_run(trainer, run, spec, agreement, recorder, metadata=facts)
+        return finish_run(trainer, run, spec, agreement, recorder, metadata=facts, beat=hang.beat)
     finally:
         # Last: the evaluation of the finished adapter is reported, too.
         close_reports()
@@ -213,6 +214,7 @@ def add_callbacks(
             metadata,
             recorder,
             estimated_bytes=int(load_estimate(run).get("checkpoint_bytes") or 0),
+            known=list_committed_steps(run) if recorder is not None else (),
         ),
         Opening(
             trainer.evaluate if wanted else None,
@@ -227,7 +229,9 @@ def add_callbacks(
             EarlyStoppingCallback(spec.training.early_stopping_patience, spec.training.early_stopping_threshold)
         )
     trainer.remove_callback(PrinterCallback)
-    for callback in [*([recorder] if recorder is not None else []), *callbacks]:
+    if recorder is not None:
+        place_before_reports(trainer, recorder)
+    for callback in callbacks:
         trainer.add_callback(callback)
 
 

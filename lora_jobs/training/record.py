@@ -15,9 +15,10 @@ from transformers import TrainerCallback
 from lora_jobs.errors import RunError
 from lora_jobs.runs import append_metrics, load_metrics, observe_memory, record_constants, sync_metrics
 from lora_jobs.sizing import detected_gpu
+from lora_jobs.units import format_gib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -47,17 +48,35 @@ def measure_memory() -> dict[str, int]:
     }
 
 
+def find_prediction(estimate: Mapping[str, Any]) -> int | None:
+    """What estimate.json has beside the bytes measured here: torch's peak on a GPU, the whole process without one."""
+    key = "allocated_peak_bytes" if torch.cuda.is_available() else "peak_bytes"
+    predicted: int | None = estimate.get("estimate", {}).get(key)
+    return predicted
+
+
+def describe_memory(memory: Mapping[str, int]) -> str:
+    """Allocated by torch on a GPU, else held by the process; and what was predicted for it."""
+    held = format_gib(memory["memory_allocated_bytes"] or memory["host_memory_bytes"])
+    predicted = memory.get("memory_predicted_bytes")
+    return f"memory {held}" + (f" of {format_gib(predicted)} predicted" if predicted else "")
+
+
 def perplexity(loss: float) -> float | None:
     """exp of a mean loss per token; None where it is out of range."""
     return math.exp(loss) if loss < 700 else None
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """Writes what happens. Lives on rank 0 only: no collective may depend on it."""
+    """Writes what happens. Lives on rank 0 only: no collective may depend on it.
 
-    def __init__(self, run: Run, attempt: Attempt) -> None:
+    Placed before the trackers: its speed and memory join the logs that they report.
+    """
+
+    def __init__(self, run: Run, attempt: Attempt, *, predicted_bytes: int | None = None) -> None:
         self.run = run
         self.attempt = attempt
+        self.predicted = {} if predicted_bytes is None else {"memory_predicted_bytes": predicted_bytes}
         self.phase = "during"
         self.last_eval: tuple[int, float] | None = None
         self._began = time.monotonic()
@@ -88,7 +107,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         _args: TrainingArguments,
         state: TrainerState,
         _control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
+        logs: MutableMapping[str, float] | None = None,
         **_: Any,
     ) -> None:
         if logs is None or "loss" not in logs:
@@ -97,10 +116,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers has no typ
         self._tokens, self._seconds = float(state.num_input_tokens_seen), 0.0
         row = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
         place = {"step": state.global_step, "max_steps": state.max_steps, "epoch": state.epoch}
-        self._write({"kind": "train", **place, **row, "tokens_per_second": round(speed, 2), **measure_memory()})
+        memory = {**measure_memory(), **self.predicted}
+        measured = {"tokens_per_second": round(speed, 2), **memory}
+        logs.update(measured)
+        self._write({"kind": "train", **place, **row, **measured})
         self.say(
             f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
-            f"grad norm {logs.get('grad_norm', math.nan):.3f}  {speed:.0f} tokens/s"
+            f"grad norm {logs.get('grad_norm', math.nan):.3f}  {speed:.0f} tokens/s  "
+            f"{describe_memory(memory)}"
         )
 
     def on_evaluate(

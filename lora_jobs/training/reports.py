@@ -81,15 +81,23 @@ def guard_reports(trainer: Trainer) -> None:
     handler.callbacks = [Harmless(each) if isinstance(each, trackers) else each for each in handler.callbacks]
 
 
+def place_before_reports(trainer: Trainer, callback: TrainerCallback) -> None:
+    """Have a callback called before the guarded trackers, so that they report what it adds to the logs."""
+    callbacks = trainer.callback_handler.callbacks
+    first = next((place for place, each in enumerate(callbacks) if isinstance(each, Harmless)), len(callbacks))
+    callbacks.insert(first, callback)
+
+
 def close_reports() -> None:
-    """Let W&B write what it holds: an attempt that ends by a signal leaves no time at the interpreter's exit.
+    """Let W&B and trackio write what they hold: a signalled attempt leaves no time at the interpreter's exit.
 
     What a tracker makes of it is never the end of a run.
     """
-    wandb = sys.modules.get("wandb")
-    if wandb is None or getattr(wandb, "run", None) is None:
-        return
+    wandb, trackio = sys.modules.get("wandb"), sys.modules.get("trackio")
     try:
-        wandb.finish()
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            wandb.finish()
+        if trackio is not None and trackio.context_vars.current_run.get() is not None:
+            trackio.finish()
     except Exception as error:  # noqa: BLE001 - another project's code, after the training
-        print(f"lora-jobs: W&B did not end well: {error}", file=sys.stderr, flush=True)
+        print(f"lora-jobs: a tracker did not end well: {error}", file=sys.stderr, flush=True)

@@ -95,20 +95,26 @@ class CheckReport:
         return ALLOCATED not in self.verdict.estimate.components
 
     @property
+    def allocated_peak_bytes(self) -> int:
+        """By the trace where there is one; it begins after loading, which the estimate alone knows."""
+        estimate = self.verdict.estimate
+        if self.exact is None:
+            return estimate.allocated_peak_bytes
+        return max(self.exact.allocated_peak_bytes, estimate.untraced_peak_bytes)
+
+    @property
     def word(self) -> Word:
         """By the trace where there is one, else by the estimate."""
         if self.exact is None:
             return self.verdict.word
-        allocated = self.exact.allocated_peak_bytes
+        allocated = self.allocated_peak_bytes
         peaks = required_bytes(self.spec, self.gpu, allocated), cautious_bytes(self.spec, self.gpu, allocated)
         return choose_verdict(*peaks, self.gpu.usable_bytes)
 
     @property
     def peak_bytes(self) -> int:
         """What must fit, by the trace where there is one."""
-        if self.exact is None:
-            return self.verdict.estimate.peak_bytes
-        return required_bytes(self.spec, self.gpu, self.exact.allocated_peak_bytes)
+        return required_bytes(self.spec, self.gpu, self.allocated_peak_bytes)
 
     @property
     def fits(self) -> bool:

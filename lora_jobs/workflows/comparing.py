@@ -220,14 +220,15 @@ def read_measures(rows: Sequence[Mapping[str, Any]]) -> tuple[Curve, list[float]
 
 
 def _count_gpu_hours(run: Run, *, active: bool) -> float | None:
-    """Hours of every attempt times the processes; one without an end counts only while the run is active."""
-    world = load_prediction(run).world_size
+    """Hours of every attempt times its processes; one without an end counts only while the run is active."""
+    last = load_prediction(run).world_size
     attempts = load_attempts(run)
-    if not attempts or not world:
+    if not attempts or not last:
         return None
     now = time.time()
     ends = [attempt.ended_at or (now if active else attempt.started_at) for attempt in attempts]
-    return round(sum(end - each.started_at for end, each in zip(ends, attempts, strict=True)) * world / 3600, 4)
+    spans = [(end - each.started_at) * (each.world_size or last) for end, each in zip(ends, attempts, strict=True)]
+    return round(sum(spans) / 3600, 4)
 
 
 def _rank(runs: Sequence[ComparedRun], by: str) -> tuple[ComparedRun, ...]:

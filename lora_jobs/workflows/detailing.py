@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
 from lora_jobs.runs import find_run, find_runs_root, load_attempts
-from lora_jobs.workflows.evidence import list_jobs
+from lora_jobs.workflows.evidence import find_sighting, is_ours, list_jobs
 from lora_jobs.workflows.following import list_logs
 from lora_jobs.workflows.looking import look_at_runs
 from lora_jobs.workflows.measuring import Measured, compare_memory
@@ -44,6 +44,7 @@ class Start:
     last_committed_step: int | None
     reason: str | None
     node_list: str | None
+    gpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +85,17 @@ def describe_run(job: str | None) -> RunPage:
     """The page of one run. Errors: RunNotFoundError; a Slurm that is away becomes a note."""
     run = find_run(job, find_runs_root())
     attempts = load_attempts(run)
-    ids = [each.job_id for each in list_jobs(run, attempts) if each.backend == "slurm"]
+    jobs = [each for each in list_jobs(run, attempts) if each.backend == "slurm"]
+    ids = [each.job_id for each in jobs]
     look = look_at_runs([run], past=ids)
     (status,) = report_runs(look).runs
-    history = [row for job_id in dict.fromkeys(ids) for row in look.seen.history.get(job_id, ())]
-    starts = _join_starts(attempts, history)
-    prediction = load_prediction(run)
+    past = [row for job_id in dict.fromkeys(ids) for row in look.seen.history.get(job_id, ())]
+    history = [row for row in past if is_ours(run, row)]
+    gpus = load_prediction(run).world_size
+    starts = _count_gpus(_join_starts(attempts, history), attempts, gpus)
     log, lines = _read_tail(run)
-    sighting = look.seen.jobs.get(ids[-1]) if ids else None
-    seconds = sum(start.elapsed_seconds or 0 for start in starts)
+    sighting = find_sighting(run, jobs[-1] if jobs else None, look.seen)
+    seconds = sum((start.elapsed_seconds or 0) * (start.gpus or 0) for start in starts)
     return RunPage(
         status=status,
         factors=list_factors(sighting.job.factors if sighting else None, look.seen.config),
@@ -101,8 +104,8 @@ def describe_run(job: str | None) -> RunPage:
         script=str(run.script_path) if run.script_path.exists() else None,
         log=str(log) if log else None,
         log_lines=lines,
-        gpus=prediction.world_size,
-        gpu_hours=round(seconds * prediction.world_size / 3600, 2) if prediction.world_size else None,
+        gpus=gpus,
+        gpu_hours=round(seconds / 3600, 2) if gpus else None,
         notes=look.notes,
         memory=compare_memory(run),
         results=load_results(run),
@@ -123,6 +126,18 @@ def _join_starts(attempts: Sequence[Attempt], rows: Sequence[SlurmJob]) -> tuple
     keys = dict.fromkeys([*recorded, *started])
     starts = [_describe_start(key[0], recorded.get(key), started.get(key)) for key in keys]
     return tuple(sorted(starts, key=lambda start: start.started or ""))
+
+
+def _count_gpus(starts: Sequence[Start], attempts: Sequence[Attempt], newest: int | None) -> tuple[Start, ...]:
+    """The starts with their own numbers of GPUs: a resume may change it, `newest` is that of the last submission.
+
+    One that never reached training has no record; the other starts of its job had as many.
+    """
+    recorded = {attempt.number: attempt.world_size for attempt in attempts}
+    of_jobs = {attempt.job_id: attempt.world_size for attempt in attempts}
+    return tuple(
+        replace(start, gpus=recorded.get(start.number or 0) or of_jobs.get(start.job_id) or newest) for start in starts
+    )
 
 
 def _describe_start(job_id: str, attempt: Attempt | None, row: SlurmJob | None) -> Start:

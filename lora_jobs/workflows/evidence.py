@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lora_jobs.cluster.observation import Observation
+    from lora_jobs.cluster.observation import Observation, Sighting
+    from lora_jobs.cluster.parsers import SlurmJob
     from lora_jobs.runs import Attempt, Backend
 
 
@@ -67,6 +68,17 @@ def find_user() -> str | None:
         return None
 
 
+def find_sighting(run: Run, last: Submission | None, seen: Observation) -> Sighting | None:
+    """What Slurm shows under the id of a run's job; None where it is not that job."""
+    sighting = seen.jobs.get(last.job_id) if last is not None and last.backend == "slurm" else None
+    return sighting if sighting is not None and is_ours(run, sighting.job) else None
+
+
+def is_ours(run: Run, job: SlurmJob) -> bool:
+    """False for a stranger's: ids are used again after a while, and another user's job of another name has it now."""
+    return job.name in (run.id, run.name) or job.user in (None, "", find_user())
+
+
 def gather_evidence(
     run: Run,
     last: Submission | None,
@@ -77,16 +89,12 @@ def gather_evidence(
     finished: bool,
 ) -> Evidence:
     """Everything that is known of a run's newest job; `alive` holds the submitit folders of living processes."""
-    sighting = seen.jobs.get(last.job_id) if last else None
-    # Ids are used again after a while: another user's job of another name is a stranger's.
-    ours = sighting is not None and (
-        sighting.job.name in (run.id, run.name) or sighting.job.user in (None, "", find_user())
-    )
+    sighting = find_sighting(run, last, seen)
     here = last is None or last.host == socket.gethostname()
     return Evidence(
         submission=last,
         attempt=attempt,
-        job=sighting.job if sighting and ours else None,
+        job=sighting.job if sighting else None,
         queue_answered=seen.queue_answered,
         has_processes=str(run.submitit.absolute()) in alive or (last is not None and here and is_launcher_alive(last)),
         is_here=here,

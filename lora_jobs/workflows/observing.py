@@ -19,10 +19,10 @@ from lora_jobs.runs import (
     is_ended,
     list_run_paths,
 )
-from lora_jobs.workflows.evidence import gather_evidence
+from lora_jobs.workflows.evidence import find_sighting, gather_evidence
 from lora_jobs.workflows.folding import fold_sweeps
 from lora_jobs.workflows.looking import look_at_runs
-from lora_jobs.workflows.states import find_own_attempt, resolve_state
+from lora_jobs.workflows.states import find_end_reason, find_own_attempt, resolve_state
 
 if TYPE_CHECKING:
     from lora_jobs.cluster.observation import Observation, Sighting
@@ -92,12 +92,16 @@ class StatusReport:
     notes: tuple[str, ...] = ()
     hidden: int = 0
     """How many older runs were left out."""
+    partition: str | None = None
+    """The one that was asked for; `elsewhere` says how many runs were looked at that are not known to be in it."""
+    elsewhere: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
             "runs": [status.to_json() for status in self.runs],
             "notes": list(self.notes),
             "runs_not_shown": self.hidden,
+            "runs_elsewhere": self.elsewhere,
         }
 
 
@@ -121,7 +125,8 @@ def find_status(
 
     Without `factors` of the priorities sprio is not asked.
 
-    With `user` the queue's other jobs of that user stand below. `partition` leaves out what is known to be elsewhere.
+    With `user` the queue's other jobs of that user stand below. Without `job`, `partition` keeps only what is known to
+    be in it: no local run, and none that Slurm has forgotten.
     """
     root = find_runs_root()
     if job:
@@ -134,7 +139,8 @@ def find_status(
     runs = [Run(root / path) for paths in shown for path in paths]
     report = fold_sweeps(runs, observe_runs(runs, user=user, factors=factors))
     rows = [row for row in report.runs if partition is None or partition in (row.partition or "").split(",")]
-    return StatusReport(tuple(rows), report.notes, len(known) - len(shown))
+    elsewhere = len(shown) - sum(1 for row in rows if row.directory is not None)
+    return StatusReport(tuple(rows), report.notes, len(known) - len(shown), partition, elsewhere)
 
 
 def observe_runs(
@@ -172,7 +178,7 @@ def observe_run(run: Run, records: Records, seen: Observation, alive: frozenset[
     last = records.job
     evidence = gather_evidence(run, last, records.attempt, seen, alive, finished=records.finished)
     job = evidence.job
-    sighting = seen.jobs.get(last.job_id) if job and last else None
+    sighting = find_sighting(run, last, seen)
     state, reason = resolve_state(evidence)
     attempt, finished = find_own_attempt(evidence), state == "COMPLETED"
     known = explain_state(state)
@@ -207,7 +213,7 @@ def observe_run(run: Run, records: Records, seen: Observation, alive: frozenset[
         memory_peak_bytes=progress.memory_peak_bytes,
         predicted_bytes=progress.predicted_bytes,
         sweep=find_sweep_name(run),
-        **_describe_sighting(sighting),
+        **_describe_sighting(sighting, reason),
     )
 
 
@@ -215,6 +221,7 @@ def describe_job(sighting: Sighting) -> RunStatus:
     """A job of the queue that is no run of ours, in the same columns."""
     job = sighting.job
     known = explain_state(job.state)
+    reason = find_end_reason(job) if is_ended(job.state) else job.reason
     nothing = dict.fromkeys(("step", "total_steps", "loss", "eval_loss", "last_committed_step", "adapter"))
     return RunStatus(
         run=job.name,
@@ -223,7 +230,7 @@ def describe_job(sighting: Sighting) -> RunStatus:
         backend="slurm",
         state=job.state,
         active=not is_ended(job.state),
-        reason=job.reason,
+        reason=reason,
         explanation=known.meaning if known else f"in a state this version does not know: {job.state}",
         next_step=None,
         elapsed_seconds=job.elapsed_seconds,
@@ -231,20 +238,22 @@ def describe_job(sighting: Sighting) -> RunStatus:
         attempts=0,
         remaining_seconds=_remaining(job.elapsed_seconds, job.limit_seconds) if job.state == "RUNNING" else None,
         **nothing,
-        **_describe_sighting(sighting),
+        **_describe_sighting(sighting, reason),
     )
 
 
-def _describe_sighting(sighting: Sighting | None) -> dict[str, Any]:
-    """The fields of a row that only Slurm knows."""
+def _describe_sighting(sighting: Sighting | None, reason: str | None) -> dict[str, Any]:
+    """The fields of a row that only Slurm knows; `reason` is the row's, Slurm's word or that of our own record."""
     if sighting is None:
         return {"priority": None, "partition": None, "expected_start": None}
     job, place = sighting.job, sighting.place
+    plain = explain_reason(job.reason)
+    ended = is_ended(job.state) and reason == job.reason is not None and plain.known
     return {
         "priority": job.priority,
         "partition": job.partition,
         "expected_start": job.expected_start,
-        "reason_text": explain_reason(job.reason).short if job.pending else None,
+        "reason_text": plain.short if job.pending or ended else None,
         "user": job.user,
         "rank": place.rank if place else None,
         "pending_jobs": place.pending if place else None,

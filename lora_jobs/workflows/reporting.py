@@ -233,6 +233,19 @@ def list_verdicts(found: RunPage) -> Table | None:
     return Table(("verdict", "checkpoint", "size", "committed", "checked"), tuple(cells), tones)
 
 
+def explain_no_sample(spec: JobSpec, found: RunPage, rows: Sequence[dict[str, Any]]) -> str:
+    """Why no example was answered; while the run goes on only what is sure by its spec."""
+    if spec.deepspeed is not None and spec.deepspeed.zero_stage == 3:
+        return "not taken under ZeRO-3, where each process has a piece of the weights only"
+    if not spec.data.completion_only:
+        return "there are none, the examples have no prompt apart from their completion (data.completion_only: false)"
+    if failed := [row for row in rows if row.get("event") == "sample_failed"]:
+        return f"could not be generated: {failed[-1].get('reason')}"
+    if any(start.state == "COMPLETED" for start in found.starts):
+        return "there are none, the examples have no prompt"
+    return "taken when the run is finished"
+
+
 def name_missing(spec: JobSpec, found: RunPage, rows: Sequence[dict[str, Any]], place: dict[str, Any]) -> list[str]:
     """What a reader may look for and does not find, with the reason."""
     kinds = {row.get("kind") for row in rows}
@@ -248,7 +261,7 @@ def name_missing(spec: JobSpec, found: RunPage, rows: Sequence[dict[str, Any]], 
     elif "final" not in kinds:
         lines.append("Expected and reached: measured when the run is finished.")
     if "sample" not in kinds:
-        lines.append("Answers before and after: taken when the run is finished.")
+        lines.append(f"Answers before and after: {explain_no_sample(spec, found, rows)}.")
     if not found.starts:
         lines.append("Attempts: the run has not started yet.")
     if not found.checkpoints:

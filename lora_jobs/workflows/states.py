@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_jobs.cluster.reasons import explain_reason
 from lora_jobs.runs import is_ended
 
 if TYPE_CHECKING:
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 # Where Slurm only knows an exit code, the attempt's own record says more.
 LESS_THAN_OUR_RECORD = frozenset({"FAILED", "COMPLETED"})
+# squeue and sacct keep what a job last waited for (sacct(1), Reason); only these say why it is over.
+ENDING_REASONS = frozenset({
+    "RaisedSignal", "NonZeroExitCode", "TimeLimit", "OutOfMemory", "InactiveLimit", "JobLaunchFailure", "SystemFailure",
+    "NodeDown", "DeadLine", "DependencyNeverSatisfied",
+})  # fmt: skip
 BROKEN_ADAPTER = "it ended well, but its adapter is missing or damaged"
 
 
@@ -77,10 +83,16 @@ def resolve_slurm(known: Evidence) -> tuple[str, str | None]:
 def resolve_ended_job(job: SlurmJob, attempt: Attempt | None) -> tuple[str, str | None]:
     """Slurm's state for a job that is over, with the reason that was recorded where there is one."""
     if attempt is None or attempt.ended_at is None:
-        return ("FAILED", BROKEN_ADAPTER) if job.state == "COMPLETED" else (job.state, job.reason)
+        return ("FAILED", BROKEN_ADAPTER) if job.state == "COMPLETED" else (job.state, find_end_reason(job))
     if job.state in LESS_THAN_OUR_RECORD:
         return resolve_record(attempt)
-    return job.state, attempt.reason or job.reason
+    return job.state, attempt.reason or find_end_reason(job)
+
+
+def find_end_reason(job: SlurmJob) -> str | None:
+    """Slurm's reason for the end of a job; None where it is only what the job waited for before it began."""
+    reason = explain_reason(job.reason)
+    return None if reason.known and reason.code not in ENDING_REASONS else job.reason
 
 
 def resolve_record(attempt: Attempt) -> tuple[str, str | None]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tiny_runs import read_logs
+from tiny_runs import build_spec, read_logs, wait_for_step
 
-from lora_jobs.runs import load_metrics
+from lora_jobs.runs import EXIT_SAVED, load_attempts, load_metrics
+from lora_jobs.units import format_gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +97,28 @@ def test_accumulated_batches_train_as_one_whole_batch(
             assert norm == pytest.approx(wanted_norm, rel=2e-3)
 
 
+def test_packed_rows_train_as_the_same_rows_apart(ranks: RankServer, make_run: Callable[..., Run], tiny: Path) -> None:
+    """One step over all rows, prompts masked: no token sees another document, its window and positions are its own."""
+    found = []
+    for number, (attention, packed) in enumerate([("sdpa", False), ("sdpa", True), ("eager", True)], start=1):
+        model = {"name_or_path": str(tiny / "models" / "tiny_gemma3"), "attn_implementation": attention}
+        # Where no rows were packed, 48 batches of one would end before the last of the 64.
+        training = {
+            "per_device_train_batch_size": 8 if not packed else 1, "gradient_accumulation_steps": 48, "max_steps": 1,
+            "save_steps": 1, "max_grad_norm": 0.0,
+        }  # fmt: skip
+        data = {"packing": packed, "max_length": 512 if packed else 160, "eval": None}
+        lora = {"lora_dropout": 0.0, "init_lora_weights": False}
+        run = make_run(f"packed-{number}", model=model, training=training, lora=lora, data=data)
+        (step,) = [row for row in train(ranks, run) if row["kind"] == "train"]
+        assert step["epoch"] == 1
+        found.append(step)
+    apart, *packed_steps = found
+    for step in packed_steps:
+        assert step["loss"] == pytest.approx(apart["loss"], rel=1e-5)
+        assert step["grad_norm"] == pytest.approx(apart["grad_norm"], rel=1e-4)
+
+
 def test_a_step_of_two_thousand_batches(ranks: RankServer, make_run: Callable[..., Run], tmp_path: Path) -> None:
     """One optimizer step of 2,048 single rows is a step of 16 batches of 128 of them."""
     rows = "".join(json.dumps({"text": f"{'word ' * (1 + number % 3)}{number % 7}"}) + "\n" for number in range(2048))
@@ -161,6 +189,30 @@ def test_final_metrics_beside_their_targets(count: int, ranks: RankServer, make_
     assert score_bleu(wanted, wanted) == pytest.approx(100)
 
 
+def test_each_answer_of_the_final_measure_is_a_sign_of_life(tiny: Path) -> None:
+    """The hang watch gives the finish an hour in all, unless it hears that a rank gets on."""
+    from transformers import AutoModelForCausalLM
+
+    from lora_jobs.training.agreement import Agreement
+    from lora_jobs.training.data import load_examples
+    from lora_jobs.training.measures import answer_examples
+    from lora_jobs.training.model import load_tokenizer
+
+    spec = build_spec(tiny, training={"final_metrics": ["bleu"], "final_examples": 3, "max_new_tokens": 2})
+    tokenizer = load_tokenizer(spec.model)
+    assert spec.data.eval is not None
+    trainer: Any = SimpleNamespace(
+        eval_dataset=load_examples(spec.data.eval, spec.data, tokenizer).dataset,
+        args=SimpleNamespace(process_index=0, world_size=1),
+        model=AutoModelForCausalLM.from_pretrained(spec.model.name_or_path),
+        processing_class=tokenizer,
+    )
+    beats: list[float] = []
+    answers = answer_examples(trainer, spec.training, Agreement(1), beat=lambda: beats.append(time.monotonic()))
+    assert (len(answers), len(beats)) == (3, 3)
+    assert beats == sorted(set(beats))
+
+
 def test_examples_without_prompts_leave_bleu_unmeasured(
     ranks: RankServer, make_run: Callable[..., Run], tiny: Path, tmp_path: Path
 ) -> None:
@@ -180,12 +232,41 @@ def test_examples_without_prompts_leave_bleu_unmeasured(
 def test_tensorboard_holds_every_step_also_of_a_resumed_run(ranks: RankServer, make_run: Callable[..., Run]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = make_run("board-1", training={"max_steps": 4, "eval_steps": 2})
-    train(ranks, run)
+    run = make_run("board-1", training={"max_steps": 40, "eval_steps": 20})
+    job = ranks.start(run, 1)
+    wait_for_step(run, 2)
+    job.kill(signal.SIGTERM)
+    assert job.wait() == [EXIT_SAVED], read_logs(run)
+    rows = train(ranks, run)
+    assert [attempt.state for attempt in load_attempts(run)] == ["SAVED", "COMPLETED"]
     events = EventAccumulator(str(run.directory / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
-    assert [event.step for event in events.Scalars("eval/loss")][:2] == [0, 2]
+    assert [event.step for event in events.Scalars("eval/loss")][:3] == [0, 20, 40]
+    trained = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in trained] == list(range(1, 41))
+    for key in ("loss", "tokens_per_second", "memory_allocated_bytes", "memory_reserved_bytes", "host_memory_bytes"):
+        found = events.Scalars(f"train/{key}")
+        assert [event.step for event in found] == list(range(1, 41))
+        assert [event.value for event in found] == pytest.approx([row[key] for row in trained], rel=1e-6)
+
+
+def test_trackio_keeps_its_records_in_the_run_where_there_is_no_internet(
+    ranks: RankServer, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The real client, without a Space: every step and every evaluation, under the run's name."""
+    run = make_run("board-1", training={"max_steps": 2, "report_to": ["trackio"]})
+    environment = {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
+    assert ranks.start(run, 1, **environment).wait() == [0], read_logs(run)
+    with closing(sqlite3.connect(run.directory / "trackio" / "lora-jobs.db")) as database:
+        kept = database.execute("SELECT run_name, metrics FROM metrics ORDER BY id").fetchall()
+    assert {name for name, _ in kept} == {"board-1"}
+    logged = [json.loads(metrics) for _, metrics in kept]
+    rows = load_metrics(run)
+    for key, name in (("loss", "train/loss"), ("tokens_per_second", "train/tokens_per_second")):
+        assert [row[name] for row in logged if name in row] == [row[key] for row in rows if row["kind"] == "train"]
+    assert [row["eval/loss"] for row in logged if "eval/loss" in row] == [
+        row["eval_loss"] for row in rows if row["kind"] == "eval"
+    ]
 
 
 def test_wandb_keeps_its_records_in_the_run_where_there_is_no_internet(
@@ -199,8 +280,9 @@ def test_wandb_keeps_its_records_in_the_run_where_there_is_no_internet(
     kept = path.read_bytes()
     rows = [row for row in load_metrics(run) if row["kind"] in ("train", "eval")]
     assert [row["kind"] for row in rows] == ["eval", "train", "train", "eval"]
-    losses = [row["loss"] if row["kind"] == "train" else row["eval_loss"] for row in rows]
-    assert [loss for loss in losses if json.dumps(loss).encode() not in kept] == []
+    wanted = [row["loss"] if row["kind"] == "train" else row["eval_loss"] for row in rows]
+    wanted += [row[key] for row in rows[1:3] for key in ("tokens_per_second", "host_memory_bytes")]
+    assert [value for value in wanted if json.dumps(value).encode() not in kept] == []
 
 
 @pytest.mark.parametrize(
@@ -247,8 +329,13 @@ def test_where_trackers_write_and_when_they_are_offline(make_run: Callable[..., 
 
 
 def test_memory_and_speed_are_in_every_row(ranks: RankServer, make_run: Callable[..., Run]) -> None:
-    rows = train(ranks, make_run("measured-1", training={"max_steps": 2}))
-    for row in (row for row in rows if row["kind"] == "train"):
+    run = make_run("measured-1", training={"max_steps": 2})
+    run.estimate_path.write_text(json.dumps({"estimate": {"peak_bytes": 3 * 2**30, "allocated_peak_bytes": 2**30}}))
+    rows = train(ranks, run)
+    lines = [line for line in (run.logs / "attempt-1.out").read_text().splitlines() if line.startswith("step ")]
+    for row, line in zip((row for row in rows if row["kind"] == "train"), lines, strict=True):
+        assert row["memory_predicted_bytes"] == 3 * 2**30  # without a GPU that of the whole process
+        assert line.endswith(f"memory {format_gib(row['host_memory_bytes'])} of 3.0 GiB predicted")
         assert {"loss", "learning_rate", "grad_norm", "memory_allocated_bytes", "memory_reserved_bytes"} <= row.keys()
         assert row["tokens_per_second"] > 0
         assert row["host_memory_bytes"] > 100_000_000

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from tiny_runs import TIMEOUT_SECONDS, hash_adapter, read_logs, wait_for_step
 from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
 from lora_jobs.cluster.local import find_local_processes
 from lora_jobs.runs import Run, load_metrics
+from lora_jobs.workflows.report_curves import format_number
+from lora_jobs.workflows.reporting import write_report
 
 pytestmark = pytest.mark.train
 
@@ -114,6 +118,28 @@ def test_no_token_of_the_shell_is_in_any_file_of_a_run(whole_run: Run) -> None:
     assert len(files) > 20
     for token in TOKENS.values():
         assert [path for path in files if token.encode() in path.read_bytes()] == []
+
+
+def test_the_report_of_a_trained_run_has_its_curves_samples_and_checkpoints(
+    whole_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_JOBS_HOME", str(whole_run.directory.parent))
+    rows = load_metrics(whole_run)
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    (sample,) = [row for row in rows if row["kind"] == "sample"]
+    text = write_report(whole_run.id, tmp_path).read_text()
+    assert all(
+        f"<figcaption><b>{title}</b>" in text
+        for title in ("Loss", "Learning rate", "Throughput", "Memory of one process")
+    )
+    drawn = re.findall(r'<path class="curve train faint" d="([^"]+)"', text)
+    assert [len(re.findall(r"[ML]", path)) for path in drawn] == [STEPS]
+    assert f"training from {format_number(losses[0])} to {format_number(losses[-1])}" in text
+    shown = html.unescape(text)
+    assert all(sample[key] in shown for key in ("prompt", "expected", "without_adapter", "with_adapter"))
+    assert [path.name for path in list_checkpoints(whole_run.checkpoints) if path.name in text] == [
+        f"checkpoint-{STEPS}", f"checkpoint-{STEPS - EVERY}",
+    ]  # fmt: skip
 
 
 def test_after_kill_9_resume_ends_with_the_same_adapter(shell: Shell, whole: str) -> None:

@@ -106,6 +106,21 @@ def test_few_layers_stand_for_all_of_them(tracer: Any) -> None:
         assert abs(traced["instants"][name] - peak) <= 2048, name
 
 
+def test_a_window_in_the_later_layers_only(tracer: Any, tmp_path: Path) -> None:
+    """Qwen's max_window_layers: each kind of layer has a mask of its own."""
+    config = {
+        "model_type": "qwen2", "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816,
+        "num_hidden_layers": 10, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "use_sliding_window": True, "max_window_layers": 6, "sliding_window": 512,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    spec = memory.build_spec(
+        str(tmp_path), training__per_device_train_batch_size=4, training__activation_checkpointing=False
+    )
+    row = memory.compare(spec, tracer.trace(spec))
+    assert abs(row["error_percent"]) <= LIMIT_PERCENT, row
+
+
 def test_evaluations_are_traced_wherever_there_are_held_out_examples(tracer: Any) -> None:
     """Training evaluates them before its first step and after its last, also without training.eval_steps."""
     held_out = memory.build_spec("smollm2-135m", data__eval="eval.jsonl", training__per_device_eval_batch_size=64)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_jobs.cli.screen import warn
-from lora_jobs.cli.show_status import describe_status, format_span, format_when, render_frame, render_status
+from lora_jobs.cli.show_status import render_frame, render_status
+from lora_jobs.cli.status_line import describe_status, format_span, format_when
 from lora_jobs.runs import create_run
 from lora_jobs.workflows.observing import RunStatus, StatusReport
 from lora_jobs.workflows.watching import next_pause, watch_status
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOW = datetime(2026, 11, 20, 18, 44)
 
@@ -60,18 +61,70 @@ def test_what_matters_in_each_state(status: RunStatus, wanted: str):
     assert describe_status(status, NOW) == wanted
 
 
-def test_lines_fit_and_arrays_are_folded():
+SPECS = sorted(path.stem for path in (Path(__file__).parents[3] / "jobs").glob("*.yaml"))
+FAILED = make("FAILED", step=480, last_committed_step=470, next_step="lora-jobs resume 2584773",
+              reason="NonZeroExitCode", reason_text="ended with an error")  # fmt: skip
+OUT_OF_MEMORY = replace(TIMEOUT, state="OUT_OF_MEMORY", reason="OutOfMemory", reason_text="out of host memory")
+RECORDED = replace(FAILED, reason="CUDA out of memory. Tried to allocate 2.00 GiB by a GPU of 63.4", reason_text=None)
+LOCAL = make("KILLED", job_id="41234", backend="local", step=480, last_committed_step=470)
+FAR = replace(PENDING, rank=1314, pending_jobs=10132, priority=1055430, expected_start="2026-11-21T09:00:00",
+              reason_text="next, waits for free nodes")  # fmt: skip
+HELD = make("PENDING", priority=0, reason_text="held by you")
+LONG = replace(RUNNING, step=12000, total_steps=50000, tokens_per_second=23004.0, remaining_seconds=72000.0,
+               expected_finish="2026-11-21T23:10:05")  # fmt: skip
+KEPT = [
+    (PENDING, ("14 of 132", "21:44 in 3 h", "others go first", "prio 5543")),
+    (FAR, ("1314 of 10132", "Sat 09:00 in 14 h", "prio 1055430")),
+    (HELD, ("held by you",)),
+    (RUNNING, ("120/500", "loss 1.23", "2300 tok/s", "5 h left", "ends 23:10", "41")),
+    (LONG, ("12000/50000", "loss 1.23", "20 h left", "ends Sat 23:10")),
+    (TIMEOUT, ("at step 480", "committed 470: lora-jobs resume 2584773")),
+    (OUT_OF_MEMORY, ("at step 480", "committed 470: lora-jobs resume 2584773")),
+    (FAILED, ("at step 480", "committed 470: lora-jobs resume 2584773")),
+    (RECORDED, ("committed 470: lora-jobs resume 2584773 (CUDA out of",)),
+    (LOCAL, ("lora-jobs resume {run}",)),
+]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_at_100_columns_what_matters_stays(name: str):
+    """All states in one table, with ids of seven digits: none of them takes another's room."""
+    rows = [replace(status, run=f"{name}-1") for status, _ in KEPT]
+    rows[-1] = replace(rows[-1], next_step=f"lora-jobs resume {name}-1")
+    lines = [line.plain for line in render_status(StatusReport(tuple(rows)), width=100, now=NOW)][1:]
+    assert max(len(line) for line in lines) <= 100
+    for line, (status, kept) in zip(lines, KEPT, strict=True):
+        assert [words for words in kept if words.format(run=f"{name}-1") not in line] == [], line
+        assert line.partition(" ")[0].endswith("-1")
+        if status.state == "RUNNING":
+            assert re.search(r"41(/44G|\.0/44\.0 GiB)$", line), line
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 300])
+@pytest.mark.parametrize("name", SPECS)
+def test_at_any_width_a_command_is_whole_or_not_there(name: str, width: int):
+    sweep = replace(SWEEP, run=f"{name}-sweep-1", sweep=f"{name}-sweep-1", job_id="2584773_[0-99]", state="FAILED",
+                    active=False, explanation="99 completed, 1 failed; best held-out loss 1.2345")  # fmt: skip
+    rows = [replace(status, run=f"{name}-1") for status, _ in KEPT[:-1]]
+    rows += [replace(row, run=row.run if row.sweep else f"{name}-1", next_step=f"lora-jobs resume {name}-1")
+             for row in (LOCAL, sweep)]  # fmt: skip
+    lines = [line.plain for line in render_status(StatusReport(tuple(rows)), width=width, now=NOW)][1:]
+    assert max(len(line) for line in lines) <= width
+    for line, row in zip(lines, rows, strict=True):
+        assert "lora-j" not in line or (row.next_step or "-") in line
+        assert line.count("(") == line.count(")")
+    if width == 300:
+        assert all(describe_status(row, NOW) in line for line, row in zip(lines, rows, strict=True))
+
+
+def test_arrays_are_folded_and_a_long_name_keeps_its_number():
     array = make(
         "RUNNING", run="a" * 60 + "-1", job_id="77_[0-9]", tasks={"RUNNING": 2, "PENDING": 8}, loss=1.0, step=1
     )
-    lines = [line.plain for line in render_status(StatusReport((PENDING, RUNNING, TIMEOUT, array)), width=100, now=NOW)]
-    assert max(len(line) for line in lines) <= 100
-    assert lines[1] == (
-        "gemma2_9b_svg-3          2584773 PENDING       14 of 132 pending, starts 21:44 in 3 h, others go fi…"
-    )
-    (line,) = render_status(StatusReport((PENDING,)), width=100, now=NOW)[1:]
-    assert line.plain.endswith("others go first, prio 5543"), "with names and ids of the usual length all of it fits"
-    assert lines[4].startswith("aaaaaaaaaaaaaaaaaaaaaaa… 77 x10  RUNNING 2/10")
+    other = replace(array, run="a" * 60 + "-2")
+    first, second = [line.plain for line in render_status(StatusReport((array, other)), width=100, now=NOW)][1:]
+    assert first.startswith("aaaaaaaaaaaaaaa…aaaaaa-1 77 x10 RUNNING 2/10  1/?, loss 1.000")
+    assert second.startswith("aaaaaaaaaaaaaaa…aaaaaa-2 77 x10 ")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,19 @@ def test_places():
     }, "1 runs, 5 is held; an array's five tasks count five times"
 
 
+def test_a_job_whose_nodes_boot_waits_no_more():
+    row = "{}|{}|{}|p|u|a|q|{}|2026-01-01T00:00:00|2026-01-01T01:00:00|0:09|10:00|1|N/A|n1|(null)|(null)|n\n"
+    cells = [("7_0", "CONFIGURING", "None", 9), ("7_[1-2]", "PENDING", "Priority", 9), ("8", "PENDING", "Priority", 5)]
+    queue = parse_queue("".join(row.format(*each) for each in cells), ["7", "7_0", "8"])
+    job = queue.jobs["7_0"][0]
+    assert (job.pending, job.started, job.expected_start) == (False, "2026-01-01T01:00:00", None)
+    assert [row.job_id for row in queue.waiting] == ["7_[1-2]", "8"]
+    folded, counts = fold_tasks(queue.jobs["7"])
+    assert (folded.state, counts) == ("CONFIGURING", {"CONFIGURING": 1, "PENDING": 2})
+    places = find_places(queue.waiting, {"7_0": job, "8": queue.jobs["8"][0]})
+    assert {job_id: (place.rank, place.pending) for job_id, place in places.items()} == {"8": (3, 3)}
+
+
 def test_of_several_partitions_the_best_place_counts():
     row = "{}|PENDING|Priority|{}|u|a|q|{}|2026-01-01T00:00:00|N/A|0:00|10:00|1|N/A||(null)|(null)|n\n"
     text = row.format(1, "p,r", 5) + row.format(2, "p", 9) + row.format(3, "p", 8) + row.format(4, "r,s", 7)
@@ -162,7 +175,7 @@ def test_whatever_slurm_may_print_some_day_is_read_or_quoted_and_never_crashes(s
     good = load("22.05", "queue").splitlines()[1]
     parsers: dict[str, tuple[int, Callable[[str], object]]] = {
         "queue": (18, lambda text: parse_queue(text, ["1", "2", "12"], users=["root", ""])),
-        "sacct": (17, parse_sacct), "sprio": (10, parse_sprio),
+        "sacct": (17, parse_sacct), "sprio": (11, parse_sprio),
         "sinfo": (9, parse_sinfo), "nodes": (8, parse_partition), "partitions": (1, parse_partitions),
         "reservations": (1, parse_reservations), "qos": (9, parse_qos), "associations": (9, parse_associations),
         "config": (1, parse_config),

@@ -152,9 +152,11 @@ def test_a_job_dies_at_the_first_moment_that_does_not_fit(make_spec: SpecMaker) 
     assert death is not None
     assert (death.instant, death.when) == ("evaluation_loss", "before step 1, in the first evaluation")
     assert death.what == "the loss of an evaluation batch of 8 x 2,048 tokens over 256,000 tokens of vocabulary"
-    tiny = find_death(spec, find_gpu("T4"), moments)
-    assert tiny is not None
-    assert tiny.instant == "setup"
+    small = [find_death(spec, find_gpu(name), moments) for name in ("T4", "RTX5090")]
+    assert [(death.instant, death.what) for death in small if death] == [
+        ("model_load", "loading the model"),
+        ("setup", "setting up the optimizer"),
+    ]
 
 
 def test_an_evaluation_that_kills_a_job_that_trains_is_said(make_spec: SpecMaker) -> None:

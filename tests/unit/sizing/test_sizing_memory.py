@@ -40,12 +40,14 @@ def test_llama_with_checkpointing_is_the_formula_sheet(make_spec: SpecMaker) -> 
     saved = 2 * H * L * T + ROPE + (4 * H + 4) * T
     recomputed = 33 * H + 3 * Q + 19 * MID + FLASH + 14 * R + 8
     assert instants(estimate(make_spec)) == {
+        "model_load": 2 * P,
         "layer_forward": FIXED + ROPE + 2 * N + 2 * H * L * T + (12 * MID + 6 * H) * T,
         "loss_forward": FIXED + saved + 10 * V * T + 2 * H * T + 2 * N,
         "loss_backward": FIXED + saved + 12 * V * T,
         "first_layer_backward": FIXED + ROPE + 2 * N // L + 2 * H * L * T + recomputed * T,
         "last_layer_backward": FIXED + ROPE + 2 * N // L + 2 * H * T + 4 * N * (L - 1) // L + recomputed * T,
         "optimizer_step": 2 * P + 4 * N + (8 * N + 512 * TENSORS) + 4 * N,
+        "checkpoint_save": 2 * P + 4 * N + (8 * N + 512 * TENSORS),
     }
 
 
@@ -140,6 +142,32 @@ def test_qlora_weights(make_spec: SpecMaker) -> None:
     eight = {"model.quantization.load_in_8bit": True, "lora.target_modules": ["q_proj", "v_proj"]}
     rows = L * (2 * Q + 2 * KV + 2 * MID + H - Q + H)
     assert estimate(make_spec, eight).components["base_weights"] == linear + 4 * rows + 4 * (P - linear)
+
+
+def test_a_quantized_base_is_largest_while_its_embedding_is_cast(make_spec: SpecMaker) -> None:
+    """Embedding and norms in fp32, and the embedding's old copy in bf16; DeepSpeed casts them back afterwards."""
+    changes = {"model.quantization.load_in_4bit": True, "data.max_length": 256, "training.trainer": "trl"}
+    linear = L * (2 * H * Q + 2 * H * KV + 3 * H * MID)
+    arriving = pytest.approx(0.5625 * linear + 4 * (P - linear) + 2 * V * H, abs=7 * L)
+    for more in ({}, {"deepspeed.zero_stage": 2}):
+        found = estimate(make_spec, changes | more)
+        assert found.binding.name == "model_load"
+        assert found.allocated_peak_bytes == found.untraced_peak_bytes == arriving
+        assert found.step_peak_bytes == max(size for name, size in instants(found).items() if name != "model_load")
+    single = estimate(make_spec, changes | {"model.dtype": "float32"})
+    assert instants(single)["model_load"] == found.allocated_peak_bytes - 2 * V * H
+
+
+def test_between_steps_there_is_a_second_copy_of_a_trained_tie_only(make_spec: SpecMaker) -> None:
+    saved = {"lora.modules_to_save": ["embed_tokens"], "lora.ensure_weight_tying": True}
+    for changes, copy in ((saved, 2 * V * H), (saved | {"deepspeed.zero_stage": 2}, 0), ({}, 0)):
+        found = estimate(make_spec, changes)
+        step, save = (next(i.parts for i in found.instants if i.name == name) for name in HELD)
+        gone = ("gradients", "optimizer_temporaries")
+        assert save == {name: size for name, size in step.items() if name not in gone} | {"tied_copy": copy}
+
+
+HELD = ("optimizer_step", "checkpoint_save")
 
 
 def test_zero_2_over_two_ranks(make_spec: SpecMaker) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from lora_jobs.errors import SpecError
 from lora_jobs.sizing import count_trainable, find_shape, match_targets
+from lora_jobs.sizing.targets import find_dead_alternatives
 from lora_jobs.spec.job import LoraSpec
 
 LLAMA = "meta-llama/Llama-3.2-1B"
@@ -37,6 +38,25 @@ def test_list_string_and_all_linear_match_as_peft_does() -> None:
     assert only == ["model.layers.0.self_attn.v_proj", "model.layers.15.self_attn.v_proj"]
     assert len(match_targets(shape, "all-linear")) == 7 * 16
     assert len(match_targets(shape, ".*_proj|lm_head")) == 7 * 16 + 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "dead"),
+    [
+        (".*q_proj|.*kv_eins", (".*kv_eins",)),
+        (".*q_einsum|.*kv_einsum|.*gate_proj", ()),
+        (".*q_einsum|.*vk_einsum|.*gating", (".*vk_einsum", ".*gating")),
+        (r".*(q_proj|nothing)|.*[|(]x|.*\|y", (r".*[|(]x", r".*\|y")),
+        ("(?i).*Q_PROJ|.*nothing", ()),
+        (r".*(q)_proj|.*nothing\1", ()),
+        ("all-linear", ()),
+        (("q_proj",), ()),
+    ],
+)
+def test_alternatives_of_an_expression_that_match_nothing_are_found(
+    pattern: tuple[str, ...] | str, dead: tuple[str, ...]
+) -> None:
+    assert find_dead_alternatives(find_shape(LLAMA), pattern) == dead
 
 
 def test_the_default_adapts_every_projection_of_a_family_that_fuses_them() -> None:

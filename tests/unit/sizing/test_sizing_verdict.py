@@ -53,6 +53,12 @@ TOO_LARGE: dict[str, tuple[dict[str, Any], str]] = {
          "model.attn_implementation": "sdpa"},
         "L4",
     ),
+    "adapter on lm_head": (
+        {"lora.target_modules": ["q_proj", "lm_head"], "training.per_device_train_batch_size": 64}, "A100-40",
+    ),
+    "trained tokens": (
+        {"lora.trainable_token_indices": [7], "training.per_device_train_batch_size": 64}, "A100-40",
+    ),
     "much too small": ({"model.name_or_path": "google/gemma-2-27b", "model.attn_implementation": None}, "2080Ti"),
 }  # fmt: skip
 
@@ -82,6 +88,14 @@ def test_suggestions_come_in_the_order_of_their_cost(make_spec: SpecMaker) -> No
     assert verdict.smallest_gpu == "H100-80"
 
 
+def test_trained_tokens_are_named_only_where_they_can_be_trained(make_spec: SpecMaker) -> None:
+    """TRL's loss refuses them on a tied model, the stock one does not."""
+    for trainer, named in (("trl", False), ("transformers", True)):
+        verdict = size_job(make_spec(GEMMA_SVG | {"training.trainer": trainer}), find_gpu("RTX4090"))
+        frozen = [each.why for each in verdict.suggestions if list(each.set) == ["lora.modules_to_save"]]
+        assert ["trainable_token_indices" in why for why in frozen] == [named]
+
+
 def test_changes_are_combined_where_none_is_enough(make_spec: SpecMaker) -> None:
     changes, name = TOO_LARGE["trained embeddings"]
     first, *others = size_job(make_spec(changes), find_gpu(name)).suggestions
@@ -106,6 +120,7 @@ def test_the_json_holds_the_stable_keys(make_spec: SpecMaker) -> None:
     assert document["gpu"] == {"name": "A100-64", "memory_bytes": 64 * GIB, "usable_bytes": gpu.usable_bytes}
     assert document["parameters"] == {"base": 9_241_705_984, "trainable": 2_051_080_192}
     estimate = document["estimate"]
+    assert document["attention"] == {"implementation": "eager", "kernel": "eager"}
     assert sum(estimate["components"].values()) == estimate["peak_bytes"] > estimate["allocated_peak_bytes"]
     assert estimate["binding_instant"] == "while an evaluation's loss is computed"
     assert estimate["instants"]["evaluation_loss"] == estimate["allocated_peak_bytes"]
@@ -126,11 +141,69 @@ def test_the_json_holds_the_stable_keys(make_spec: SpecMaker) -> None:
         ({}, "H100-80", "nobody measured the CUDA context of H100-80"),
         ({"resources.mem": "2G"}, "A100-64", "resources.mem asks for 2.0 GiB"),
         ({"model.name_or_path": "google/gemma-3-4b-it"}, "A100-64", "3,880,263,168 parameters) and its vision tower"),
+        ({"lora.target_modules": ".*q_proj|.*kv_eins"}, "A100-64", "the alternative '.*kv_eins' matches no"),
         ({"model.name_or_path": "google/gemma-3-4b-it"}, "A100-64", "on 81 layers of the vision tower"),
     ],
 )  # fmt: skip
 def test_warnings(make_spec: SpecMaker, changes: dict[str, Any], gpu: str, words: str) -> None:
     assert [warning for warning in size_job(make_spec(changes), find_gpu(gpu)).warnings if words in warning]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora.target_modules": ["q_proj", "embed_tokens"]}, "an adapter on embed_tokens trains, but cannot be"),
+        ({"lora.target_modules": ["q_proj", "lm_head"]}, "an adapter on lm_head trains, but cannot be merged"),
+        ({"lora.target_modules": ["q_proj", "lm_head"], "lora.ensure_weight_tying": True},
+         "an adapter on embed_tokens and lm_head trains"),
+        ({"lora.target_modules": ["q_proj", "lm_head"], "lora.modules_to_save": ["embed_tokens"]}, None),
+        ({"lora.target_modules": ["q_proj", "lm_head"], "model.name_or_path": "llama-3.1-8b"}, None),
+        ({"lora.target_modules": "all-linear"}, None),
+    ],
+)  # fmt: skip
+def test_an_adapter_on_tied_embeddings_is_warned_of(
+    make_spec: SpecMaker, changes: dict[str, Any], words: str | None
+) -> None:
+    found = [each for each in size_job(make_spec(changes), find_gpu("A100-64")).warnings if "merged" in each]
+    assert [words in each for each in found] == ([] if words is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "kernel", "words"),
+    [
+        ({}, "A100-64", "flash", "sdpa by default, its flash kernel"),
+        ({}, "V100-16", "memory-efficient", "sdpa by default, its memory-efficient kernel"),
+        ({"training.per_device_train_batch_size": 2}, "A100-64", "memory-efficient", None),
+        ({"model.name_or_path": "gemma-3-1b"}, "A100-64", "flash and memory-efficient", None),
+        ({"model.name_or_path": "phi-3-mini", "data.max_length": 4096}, "A100-64", "memory-efficient", None),
+    ],
+)
+def test_sdpas_kernel_is_resolved_as_torch_does(
+    make_spec: SpecMaker, changes: dict[str, Any], gpu: str, kernel: str, words: str | None
+) -> None:
+    found = size_job(make_spec({"model.attn_implementation": None, **changes}), find_gpu(gpu)).attention
+    assert found is not None
+    assert found.to_json() == {"implementation": "sdpa", "kernel": kernel}
+    assert words in (None, found.words)
+
+
+HALF = {"model.attn_implementation": "sdpa", "model.dtype": "float16", "training.bf16": False, "training.fp16": True}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora.bias": "all"},
+        {"lora.modules_to_save": ["lm_head"], "model.dtype": "float32"},
+        {"lora.modules_to_save": ["lm_head"], "deepspeed.zero_stage": 2},
+        {"lora.modules_to_save": ["lm_head"], "model.quantization.load_in_4bit": True},
+        {"lora.autocast_adapter_dtype": False, "training.fp16": False},
+    ],
+)
+def test_fp16_is_taken_where_the_trained_weights_are_float32(make_spec: SpecMaker, changes: dict[str, Any]) -> None:
+    """Llama 3.2 has no biases, so that bias: all trains none."""
+    assert size_job(make_spec(HALF | changes), find_gpu("A100-64")).fits
 
 
 def test_a_cpu_gets_a_number_and_a_caution(make_spec: SpecMaker) -> None:
@@ -169,6 +242,9 @@ def test_a_cpu_gets_a_number_and_a_caution(make_spec: SpecMaker) -> None:
             cpu_device(64 * GIB),
             "training.use_liger_kernel",
         ),
+        (HALF | {"lora.modules_to_save": ["lm_head"]}, find_gpu("A100-64"), "training.fp16"),
+        (HALF | {"lora.autocast_adapter_dtype": False}, find_gpu("A100-64"), "training.fp16"),
+        (HALF | {"model.name_or_path": "qwen2.5-7b", "lora.bias": "all"}, find_gpu("V100-16"), "training.fp16"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_before_it_is_sized(

@@ -69,6 +69,11 @@ def build(changes: dict[str, Any]) -> JobSpec:
             "training.lr_scheduler_kwargs",
             "num_cycles: not known to linear, which takes none",
         ),
+        (
+            {"training.early_stopping_threshold": 0.01, "training.eval_steps": 1},
+            "training.early_stopping_threshold",
+            "needs early_stopping_patience",
+        ),
         ({"lora.init_lora_weights": "pissa"}, "lora.init_lora_weights", "gaussian"),
     ],
 )

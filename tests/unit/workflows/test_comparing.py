@@ -116,3 +116,17 @@ def test_the_curves_as_svg(sweep: Sweep, tmp_path: Path):
 
 def test_a_place_between_the_best_and_the_worst():
     assert [draw_place(number, 1.0, 3.0, 5) for number in (1.0, 2.0, 3.0)] == ["●····", "··●··", "····●"]
+
+
+def test_gpu_hours_count_each_start_with_its_own_gpus(cluster: FakeCluster):
+    """Six hours on four, one on one after `resume --gpus 1`, one of a record that does not say: the estimate's two."""
+    run = create_run(find_runs_root(), "a-1", build_files())
+    for number, (hours, gpus) in enumerate([(6, 4), (1, 1), (1, None)]):
+        known = {"job_id": str(number), "restart_count": 0}
+        begin_attempt(run, **known, backend="slurm", host="n1", resume_from=None, first_step=0, world_size=gpus)
+        end_attempt(run, **known, exit_code=0, state="SAVED", reason=None, last_committed_step=None)
+        attempts = [json.loads(line) for line in run.attempts_path.read_text().splitlines()]
+        attempts[-1].update(started_at=0.0, ended_at=hours * 3600.0)
+        run.attempts_path.write_text("".join(json.dumps(attempt) + "\n" for attempt in attempts))
+    (found,) = compare_runs(["a-1"]).runs
+    assert found.gpu_hours == 6 * 4 + 1 + 2

@@ -62,6 +62,14 @@ def find_faults(changes: dict[str, Any], installed: dict[str, str]) -> list[str]
             {},
             ["liger-kernel >= 0.3.0 not installed (for training.use_liger_kernel)"],
         ),
+        (
+            {"training.report_to": ["tensorboard", "wandb", "trackio"]},
+            {"tensorboard": "2.21"},
+            [
+                "wandb not installed (for training.report_to: wandb)",
+                "trackio not installed (for training.report_to: trackio)",
+            ],
+        ),
     ],
 )
 def test_needs(changes: dict[str, Any], installed: dict[str, str], faults: list[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lora_jobs.cli.main import app
 from lora_jobs.errors import SpecError
 from lora_jobs.runs import create_run
 from lora_jobs.spec import load_environment, load_spec, render_spec, replace_values
@@ -210,3 +212,16 @@ def test_submit_sends_the_very_script_that_was_asked_about(
     assert len(scripts) == len(set(scripts)) > 6
     text = asked.read_text()
     assert sorted(f"#!/bin/bash{part}" for part in text.split("#!/bin/bash")[1:]) == sorted(scripts)
+
+
+def test_the_command_that_is_printed_submits_what_was_planned(
+    make_spec: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    path = make_spec()
+    named = path.rename("job of mine.yaml")
+    settings = ["--set", "training.max_steps=7", "--set", "lora.target_modules=[q_proj, v_proj]"]
+    app(["plan", str(named), *settings], standalone_mode=False)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    typed = shlex.split(line.removeprefix("next: "))
+    row = plan_spec(named, settings[1::2]).rows[0].name
+    assert typed == ["lora-jobs", "submit", "job of mine.yaml", *settings, "--plan", row]

@@ -26,7 +26,7 @@ from lora_jobs.runs import (
     create_sweep,
     end_attempt,
 )
-from lora_jobs.spec import load_spec, render_spec
+from lora_jobs.spec import load_spec, render_spec, replace_values
 from lora_jobs.units import GIB
 from lora_jobs.workflows.report_curves import find_waits
 from lora_jobs.workflows.reporting import build_page, write_report
@@ -142,6 +142,29 @@ def test_a_run_that_has_not_started_says_what_is_missing(runs: Path) -> None:
     for words in ("no step was trained yet", "has not started", "no attempt has written"):
         assert words in said
     write_report("gemma2_9b_svg-1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "words"),
+    [
+        ({}, [], "the examples have no prompt."),
+        ({"deepspeed.zero_stage": 3, "training.final_metrics": []}, [], "not taken under ZeRO-3"),
+        ({"data.completion_only": False}, [], "data.completion_only: false"),
+        ({}, [{"kind": "note", "event": "sample_failed", "reason": "no head"}], "could not be generated: no head"),
+    ],
+)
+def test_a_finished_run_without_an_answer_says_why(
+    runs: Path, changes: dict[str, Any], rows: list[dict[str, Any]], words: str
+) -> None:
+    spec = replace_values(load_spec(ROOT / "jobs/gemma2_9b_svg.yaml"), changes)
+    run = make_run(runs, **{"spec.yaml": render_spec(spec)})
+    known = {"job_id": "71", "restart_count": 0}
+    begin_attempt(run, **known, backend="local", host="node1", resume_from=None, first_step=0)
+    end_attempt(run, **known, exit_code=0, state="COMPLETED", reason="finished", last_committed_step=20)
+    for row in rows:
+        append_metrics(run, row)
+    (line,) = [line for line in build_page(run.id).missing if line.startswith("Answers before and after:")]
+    assert words in line
 
 
 def test_damaged_records_cost_themselves_only(runs: Path) -> None:

@@ -48,6 +48,9 @@ CASES = {
         Evidence(SLURM, SAVED, job("FAILED", "NonZeroExitCode")), ("SAVED", "saved after SIGUSR2")),
     "cancelled": (Evidence(SLURM, SAVED, job("CANCELLED")), ("CANCELLED", "saved after SIGUSR2")),
     "time limit": (Evidence(SLURM, attempt(), job("TIMEOUT", "TimeLimit")), ("TIMEOUT", "TimeLimit")),
+    "failed after it had waited out a requeue": (Evidence(SLURM, None, job("FAILED", "BeginTime")), ("FAILED", None)),
+    "failed, for a reason of a later Slurm": (
+        Evidence(SLURM, None, job("FAILED", "NodeOnFire")), ("FAILED", "NodeOnFire")),
     "Slurm does not answer": (
         Evidence(SLURM, attempt(), queue_answered=False),
         ("UNREACHABLE", "Slurm does not answer: the job may be waiting or running")),
