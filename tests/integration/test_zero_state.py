@@ -137,7 +137,7 @@ def test_a_rank_holds_what_sizing_says(name: str, model: Path, measure: Callable
     assert held["gradients"] == state.gradients
     assert held["accumulated"] == state.accumulated
     assert 0 <= held["step"] - (state.gradients + state.step_transient) <= NORMS
-    if held["partition"]:
+    if state.partition and held["partition"]:  # ZeRO-1 makes one when the backward pass has ended
         assert held["partition"] == state.partition
     # In the backward pass: a gradient just made is there before it is in a bucket.
     newest = max(4 * 128 * choose_precision(spec).adapter, state.embedding_gradient)  # elements of the largest adapter
