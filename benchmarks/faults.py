@@ -3,6 +3,9 @@
 Runs the long form of tests/faults and the Slurm cases of tests/cluster, two processes at a time, and writes
 benchmarks/results/faults.json, docs/faults.md and the README's summary. --only SECTION runs one section again, --only
 SECTION:1/4 a quarter of it; what the other sections have measured is kept, with its own date and versions.
+
+Nothing is written there, and the exit status is 1, where a test failed or was skipped, a part was not run or a goal of
+faults_goals.py was missed: what was measured stays in the directory that is named at the end.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from faults_costs import measure_costs
+from faults_goals import KILLS, find_misses
 from faults_page import write_pages
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "faults.json"
-KILLS = 300
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 
 # Cases that tests/cluster/test_end_to_end.py holds already, by the words of the table.
@@ -49,6 +52,7 @@ class Section:
     paths: tuple[str, ...]
     parts: int = 1
     arguments: tuple[str, ...] = ()
+    is_long: bool = True
 
 
 # The longest first: what runs on Slurm waits two minutes at each requeue, and others go on beside it.
@@ -67,6 +71,8 @@ SECTIONS = (
     Section("prefixes", ("tests/faults/test_crash_prefixes.py",)),
     Section("drift", ("tests/faults/test_drift_of_each_key.py",), 2),
     Section("stops", ("tests/faults/test_stops.py",)),
+    # As `make test` runs it: only how long it takes counts here.
+    Section("short", ("tests/faults",), is_long=False),
 )
 
 
@@ -103,13 +109,14 @@ def run_part(part: Part, directory: Path, kills: int) -> dict[str, Any]:
     """What one process has found: rows, failed tests, seconds, and what it ran on."""
     directory.mkdir()
     rows, report, log = directory / "rows.jsonl", directory / "report.xml", directory / "log"
-    environment = {
-        **os.environ,
-        "LORA_JOBS_FAULTS": "long",
-        "LORA_JOBS_FAULTS_ROWS": str(rows),
-        "LORA_JOBS_FAULTS_KILLS": f"{kills}",
-        "LORA_JOBS_FAULTS_PART": f"{part.index}/{part.count}",
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LORA_JOBS_FAULTS")}
+    environment["LORA_JOBS_FAULTS_PART"] = f"{part.index}/{part.count}"
+    if part.section.is_long:
+        environment |= {
+            "LORA_JOBS_FAULTS": "long",
+            "LORA_JOBS_FAULTS_ROWS": str(rows),
+            "LORA_JOBS_FAULTS_KILLS": f"{kills}",
+        }
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={directory / 'work'}",
         f"--junitxml={report}", *part.section.arguments, *part.section.paths,
@@ -131,7 +138,7 @@ def run_part(part: Part, directory: Path, kills: int) -> dict[str, Any]:
         tests += skipped is None
         if bad:
             failed.append(name)
-        if skipped is not None:
+        if skipped is not None and part.section.is_long:
             found.append({"group": "skipped", "case": name, "why": (skipped.get("message") or "")[:200]})
         elif name in ON_SLURM:
             found.append({"group": "slurm", "case": ON_SLURM[name], "ours": "failed" if bad else "same result"})
@@ -162,14 +169,14 @@ def load_results() -> dict[str, Any]:
     return dict(json.loads(RESULTS.read_text())["parts"]) if RESULTS.exists() else {}
 
 
-def keep(results: dict[str, Any], name: str, found: dict[str, Any]) -> None:
-    """Write a part's findings at once; parts of the section that was divided in another way go."""
+def keep(path: Path, results: dict[str, Any], name: str, found: dict[str, Any]) -> None:
+    """Write a part's findings to `path` at once; parts of the section that was divided in another way go."""
     section, _, piece = name.partition(":")
     count = piece.partition("/")[2]
     for other in [key for key in results if key.partition(":")[0] == section and key.partition("/")[2] != count]:
         del results[other]
     results[name] = found
-    RESULTS.write_text(json.dumps({"parts": dict(sorted(results.items()))}, indent=1) + "\n")
+    path.write_text(json.dumps({"parts": dict(sorted(results.items()))}, indent=1) + "\n")
 
 
 def is_divided(results: dict[str, Any], part: Part) -> bool:
@@ -192,18 +199,29 @@ def main() -> int:
     began = time.monotonic()
     results = load_results() if arguments.only else {}
     directory = Path(tempfile.mkdtemp(prefix="lora-jobs-faults-"))
+    measured = directory / RESULTS.name
+    measured.write_text(json.dumps({"parts": results}))
     parts = list_parts(arguments.only)
     with ThreadPoolExecutor(arguments.processes) as pool:
         jobs = [pool.submit(run_part, part, directory / f"{n}", arguments.kills) for n, part in enumerate(parts)]
         for part, job in zip(parts, jobs, strict=True):
-            keep(results, part.name, job.result())
+            keep(measured, results, part.name, job.result())
+    empty = {"machine": describe_machine(), "failed": [], "rows": []}
     if not arguments.only or "costs" in arguments.only:
-        keep(results, "costs", {"machine": describe_machine(), "failed": [], "rows": [], "costs": measure_costs()})
+        keep(measured, results, "costs", {**empty, "costs": measure_costs()})
+    seconds = round(time.monotonic() - began, 1)
+    if not arguments.only:
+        keep(measured, results, "whole", {**empty, "seconds": seconds})
     missing = [part.name for part in list_parts(None) if part.name not in results and not is_divided(results, part)]
-    print(write_pages(results, missing))
-    failed = {name: part["failed"] for name, part in results.items() if part["failed"]}
-    print(f"{time.monotonic() - began:.0f} s; {sum(map(len, failed.values()))} tests failed: {failed}")
-    return 1 if failed else 0
+    misses = find_misses(results, missing)
+    print(*misses, sep="\n")
+    print(f"{seconds:.0f} s")
+    if misses:
+        print(f"nothing was published: see the lines above; what was measured is in {measured}")
+        return 1
+    RESULTS.write_text(json.dumps({"parts": dict(sorted(results.items()))}, indent=1) + "\n")
+    print(write_pages(results))
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from faults_goals import GOALS, SAVE_STEPS, Figures, Rows, collect_rows, count_figures, find_costs
 from readme import README, find_between, replace_between
 
 PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 MARKS = ("<!-- make faults: summary -->\n", "<!-- /make faults: summary -->\n")
-SAVE_STEPS = 2
 
 HEAD = """# What stops a run, what damages a checkpoint, and what resume does then
 
@@ -23,32 +22,23 @@ is good. "Trained on wrong state": resume ended without an error, and the adapte
 run, byte for byte. "Accepted, same result": the training is right, and the broken file (an adapter that DeepSpeed's
 resume never reads) stays in a checkpoint that others may use. How the protocol works:
 [checkpoints.md](checkpoints.md); what follows a stop: [interruptions.md](interruptions.md).
+Nothing of this is written where a test failed or was skipped, a part was not run or a goal (at the end) was missed.
 """
 
-Rows = list[dict[str, Any]]
 
-
-def write_pages(results: dict[str, Any], missing: list[str]) -> str:
-    """Write both; returns the page. `missing`: the parts of the long form that were not run yet."""
-    page = render_page(results, missing)
+def write_pages(results: dict[str, Any]) -> str:
+    """Write both; returns the page."""
+    page = render_page(results)
     PAGE.write_text(page, encoding="utf-8")
     text = README.read_text(encoding="utf-8")
-    lines = [line for line in render_figures(collect_rows(results), find_costs(results)) if line[0] in IN_README]
+    lines = [line for line in render_figures(results) if line[0] in IN_README]
     summary = "\n" + table(("measured (`make faults`)", ""), lines) + "\n"
     if find_between(text, MARKS) != summary:
         README.write_text(replace_between(text, MARKS, summary), encoding="utf-8")
     return page
 
 
-def collect_rows(results: dict[str, Any]) -> Rows:
-    return [row for part in results.values() for row in part["rows"]]
-
-
-def find_costs(results: dict[str, Any]) -> dict[str, Any]:
-    return dict(results.get("costs", {}).get("costs", {}))
-
-
-def render_page(results: dict[str, Any], missing: list[str]) -> str:
+def render_page(results: dict[str, Any]) -> str:
     """The whole page."""
     rows, costs = collect_rows(results), find_costs(results)
     sections = {
@@ -57,9 +47,10 @@ def render_page(results: dict[str, Any], missing: list[str]) -> str:
         "On a real Slurm": render_slurm(rows),
         "Another spec, or other inputs": render_drift(rows),
         "Costs": render_costs(costs),
-        "What was run": render_parts(results, missing),
+        "Goals": render_goals(results),
+        "What was run": render_parts(results),
     }
-    parts = [HEAD, table(("figure", "measured"), render_figures(rows, costs))]
+    parts = [HEAD, table(("figure", "measured"), render_figures(results))]
     return "\n".join(parts + [f"## {title}\n\n{text}" for title, text in sections.items() if text])
 
 
@@ -75,16 +66,11 @@ IN_README = (
 )
 
 
-def render_figures(rows: Rows, costs: dict[str, Any]) -> list[tuple[str, str]]:
+def render_figures(results: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures that matter; one that nothing was measured for is left out."""
+    rows, costs, figures = collect_rows(results), find_costs(results), count_figures(results)
     damaged = [row for row in rows if row["group"] in ("damage", "full disk") and "ours" in row]
     compared = [row for row in damaged if row.get("stock", "not applicable") != "not applicable"]
-    with_good = [row for row in damaged if row.get("good_one_exists")]
-    back = sum(row["ours"] == "fell back" for row in with_good)
-    kills = [row for row in rows if row["group"] == "kill"]
-    signals = [row for row in rows if row["group"] in ("signal", "every step")]
-    prefixes = [row for row in rows if row["group"] == "crash prefix"]
-    returns = [row["seconds_to_first_step"] for row in rows if "seconds_to_first_step" in row]
     code = sum("ran the hidden code" in row["stock"] for row in compared)
     found: list[tuple[str, str]] = []
     if compared:
@@ -93,52 +79,41 @@ def render_figures(rows: Rows, costs: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("damaged checkpoints, stock resume", f"{len(compared)}: {stock}{note}"))
     if damaged:
         found.append(("damaged checkpoints, ours", f"{len(damaged)}: {count_verdicts(row['ours'] for row in damaged)}"))
-    found += [
-        ("silent wrong resumes of ours", f"{sum(is_wrong(row) for row in rows)} in {count_resumes(rows)} resumes"),
-        *([("fell back where an older good one exists", f"{back} of {len(with_good)}")] if with_good else []),
-        (
-            "hangs of ours",
-            f"{sum(bool(row.get('hung')) or str(row.get('ours', '')).startswith('hung') for row in rows)}",
-        ),
-    ]
-    if prefixes:
-        states = sum(row["states"] for row in prefixes)
-        found.append(("crash states replayed", f"{states}; the last committed checkpoint is chosen in each"))
-    if kills:
-        same = sum(row["ours"] == "same result" for row in kills)
-        found.append(
-            (
-                "kill -9 at random moments",
-                f"{sum(row['kills'] for row in kills)} kills in {len(kills)} runs; {same} of {len(kills)} end with the "
-                "adapter of the uninterrupted run, byte for byte",
-            )
-        )
-    if kills or signals:
-        losses = []
-        if kills:
-            worst = max(row["worst_lost_steps"] for row in kills)
-            losses.append(f"kill -9: {worst} steps (a save every {SAVE_STEPS})")
-        if signals:
-            times = sum(row.get("interruptions", 1) for row in signals)
-            losses.append(f"a signal ({times} times): {max(row['lost_steps'] for row in signals)} steps")
+    found.append(("silent wrong resumes of ours", f"{figures.wrong} in {figures.resumes} resumes"))
+    if figures.with_good:
+        found.append(("fell back where an older good one exists", f"{figures.fell_back} of {figures.with_good}"))
+    found.append(("hangs of ours", render_hangs(figures)))
+    if figures.states:
+        found.append(("crash states replayed", f"{figures.states}; the last committed checkpoint is chosen in each"))
+    losses = []
+    if figures.kills:
+        who = {"the launcher": figures.launcher_kills, "the batch shell": figures.shell_kills}
+        others = ", ".join(f"{count} of {name}" for name, count in who.items() if count)
+        note = f" ({others}, the rest of ranks)" if others else ""
+        same = f"{figures.kill_runs_same} of {figures.kill_runs}"
+        kills = f"{figures.kills} kills{note} in {figures.kill_runs} runs; {same} end with the adapter of the "
+        found.append(("kill -9 at random moments", f"{kills}uninterrupted run, byte for byte"))
+        losses.append(f"kill -9: {figures.lost_by_kill} steps (a save every {SAVE_STEPS})")
+    if figures.signals:
+        losses.append(f"a signal ({figures.signals} times): {figures.lost_by_signal} steps")
+    if losses:
         found.append(("worst loss", "; ".join(losses)))
     if costs:
         found.append(("commit at a 5-minute interval", render_overhead(costs)))
-    if returns:
-        found.append(("from the start of a requeued attempt to its first step", f"{median(returns):.0f} s (median)"))
+    if figures.seconds_to_first_step is not None:
+        seconds = f"{figures.seconds_to_first_step:.0f} s (median)"
+        found.append(("from the start of a requeued job to its first step, its checkpoint verified", seconds))
     return found
 
 
-def count_resumes(rows: Rows) -> int:
-    """Trainings that were started again in these rows and compared with an uninterrupted one."""
-    counted = ("damage", "full disk", "control", "signal", "every step", "stall", "slurm", "stop")
-    return sum(row.get("interruptions", 1) for row in rows if row["group"] in counted) + sum(
-        row["kills"] for row in rows if row["group"] == "kill"
+def render_hangs(figures: Figures) -> str:
+    """A rank whose peer is killed before they have met waits for it: then the launcher's rule ends it, not we."""
+    if not figures.ended_by_launcher:
+        return f"{figures.hung}"
+    rule = "30 s after the first failure, srun's 60 s; 10 s here"
+    return (
+        f"{figures.hung}; in {figures.ended_by_launcher} of the kills the launcher's rule ended the other rank ({rule})"
     )
-
-
-def is_wrong(row: dict[str, Any]) -> bool:
-    return any(word in str(row.get("ours")) for word in ("wrong", "other result", "ran the hidden code"))
 
 
 def count_verdicts(verdicts: Any) -> str:
@@ -172,7 +147,7 @@ def render_stops(rows: Rows) -> str:
             what = f"{row['group']}: {row['case']}" + (f" ({times} times)" if times > 1 else "")
             lines.append((what, row["ours"], lost))
     for kind, one in ((kind, one) for kind in ("plain", "ddp", "zero2") for one in (True, False)):
-        runs = [row for row in rows if row["group"] == "kill" and row["kind"] == kind]
+        runs = [row for row in rows if row["group"] == "kill" and row["kind"] == kind and is_of_ranks(row)]
         count = sum(row["one_rank"] if one else row["kills"] - row["one_rank"] for row in runs)
         if count:
             who = "one rank" if one else "all ranks"
@@ -181,7 +156,18 @@ def render_stops(rows: Rows) -> str:
             left = sum(row.get("ended_by_launcher", 0) for row in runs)
             note = f"; the other rank ended by the launcher's rule in {left}" if one and left else ""
             lines.append((f"kill -9 of {who}, {kind} ({count} times)", same, f"at most {worst} steps lost{note}"))
+    for victim in dict.fromkeys(row["victim"] for row in rows if row["group"] == "kill" and not is_of_ranks(row)):
+        runs = [row for row in rows if row.get("victim") == victim]
+        same = "same result" if all(row["ours"] == "same result" for row in runs) else "other result"
+        worst = max(row["worst_lost_steps"] for row in runs)
+        times = sum(row["kills"] for row in runs)
+        lines.append((f"kill -9 of the {victim} ({times} times)", same, f"at most {worst} steps lost"))
     return table(("what happens", "ours", "measured"), lines)
+
+
+def is_of_ranks(row: dict[str, Any]) -> bool:
+    """Whether ranks were killed, and not what starts them."""
+    return bool(row.get("victim", "ranks") == "ranks")
 
 
 def render_slurm(rows: Rows) -> str:
@@ -209,7 +195,10 @@ def render_costs(costs: dict[str, Any]) -> str:
     lines = [
         ("checkpoint", f"{costs['bytes'] / 1e6:.0f} MB over two ranks"),
         ("bare save, as Trainer and DeepSpeed do it", f"{costs['save_seconds']:.2f} s"),
-        ("commit after it: fsync, hash, manifest, rotation (one process for both ranks)", render_overhead(costs)),
+        (
+            "what a commit adds to it: fsync, hash, manifest, rotation (two ranks, by turns with and without)",
+            render_overhead(costs),
+        ),
         ("verify: sizes", f"{costs['verify_0_seconds'] * 1000:.1f} ms"),
         ("verify: structure, checksums, pickles", f"{costs['verify_1_seconds']:.2f} s"),
         (
@@ -221,21 +210,23 @@ def render_costs(costs: dict[str, Any]) -> str:
     return table(("cost", "measured"), lines)
 
 
-def render_parts(results: dict[str, Any], missing: list[str]) -> str:
-    """When and with what each part was measured, and what is still to be run."""
+def render_goals(results: dict[str, Any]) -> str:
+    """What was promised beside what was measured: where one is missed, this page is not written."""
+    figures = count_figures(results)
+    return table(("goal", "measured"), [(goal.words, goal.shown(figures)) for goal in GOALS])
+
+
+def render_parts(results: dict[str, Any]) -> str:
+    """When and with what each part was measured."""
     lines = []
     for name, part in results.items():
         machine = part["machine"]
-        failed = f", **failed: {', '.join(part['failed'])}**" if part["failed"] else ""
-        ran = f"{part['tests']} tests in {part['seconds']:.0f} s{failed}" if "tests" in part else "measured"
+        seconds = f"{part['seconds']:.0f} s" if "seconds" in part else "measured"
+        ran = f"{part['tests']} tests in {seconds}" if "tests" in part else seconds
         where = f"{machine['cores']} cores, load {machine['load']}"
         versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "transformers", "peft", "deepspeed"))
         lines.append((name, ran, machine["date"], where, versions))
-    counts = Counter(name.partition(":")[0] for name in missing)
-    totals = {name.partition(":")[0]: name.partition("/")[2] for name in missing}
-    words = ", ".join(f"{section} ({count} of {totals[section]} parts)" for section, count in counts.items())
-    left = f"\nOf the long form not run yet: {words}.\n" if missing else ""
-    return table(("part", "result", "date", "machine", "versions"), lines) + left
+    return table(("part", "result", "date", "machine", "versions"), lines)
 
 
 def table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

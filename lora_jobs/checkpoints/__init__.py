@@ -1,7 +1,13 @@
 """Commit, verify, choose, rotate, and compare with the spec. A checkpoint counts when its manifest holds."""
 
 from lora_jobs.checkpoints.aside import clear_for_save, discard_partial, discard_unfinished, set_aside
-from lora_jobs.checkpoints.choose import Choice, choose_checkpoint, list_checkpoints, set_failures_aside
+from lora_jobs.checkpoints.choose import (
+    Choice,
+    choose_checkpoint,
+    list_checkpoints,
+    list_failures,
+    set_failures_aside,
+)
 from lora_jobs.checkpoints.commit import adopt_checkpoint, commit_checkpoint, flush_part, write_manifest
 from lora_jobs.checkpoints.drift import (
     ALLOWED_FILE,
@@ -13,6 +19,7 @@ from lora_jobs.checkpoints.drift import (
     refuse_drift,
 )
 from lora_jobs.checkpoints.inputs import record_inputs
+from lora_jobs.checkpoints.loading import DUMMY_STEPS
 from lora_jobs.checkpoints.manifest import MANIFEST, PINNED, AdapterDigest, FileEntry, Manifest, load_manifest
 from lora_jobs.checkpoints.room import find_shortage
 from lora_jobs.checkpoints.rotate import Rotation, rotate_checkpoints
@@ -30,6 +37,7 @@ from lora_jobs.checkpoints.verify import (
 __all__ = [
     "ADAPTER_WEIGHTS",
     "ALLOWED_FILE",
+    "DUMMY_STEPS",
     "MANIFEST",
     "PINNED",
     "WORLD_KEYS",
@@ -55,6 +63,7 @@ __all__ = [
     "flush_part",
     "list_allowed",
     "list_checkpoints",
+    "list_failures",
     "load_manifest",
     "read_header",
     "record_inputs",

@@ -13,7 +13,11 @@ from lora_jobs.checkpoints.verify import CheckpointVerdict, find_step, verify_ch
 from lora_jobs.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
+
+LOST_MANIFEST = f"it was committed, and has lost its {MANIFEST}"
+GONE = "it was committed, and is gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,28 @@ def choose_checkpoint(directory: Path, *, level: int = 2, accept_unverified: boo
     return Choice(None, tuple(verdicts))
 
 
-def set_failures_aside(choice: Choice) -> list[tuple[Path, str]]:
+def set_failures_aside(choice: Choice, *, known: Collection[int] = ()) -> list[tuple[Path, str]]:
     """Move what was committed and did not verify out of the way: (new place, reason) of each. Never deletes.
 
-    Where nothing was chosen all stays as it is: the next look must find that there were checkpoints.
+    Committed is what has a manifest, and what the run's records know as committed (`known`, by step). Where nothing
+    was chosen all stays as it is: the next look must find that there were checkpoints.
     """
     if choice.chosen is None:
         return []
-    failed = [verdict for verdict in choice.verdicts if not verdict.good and os.path.lexists(verdict.path / MANIFEST)]
-    return [(set_aside(verdict.path, verdict.reason), verdict.reason) for verdict in failed]
+    reasons = [(verdict.path, find_failure(verdict, known)) for verdict in choice.verdicts if not verdict.good]
+    return [(set_aside(path, reason), reason) for path, reason in reasons if reason is not None]
+
+
+def list_failures(choice: Choice, directory: Path, *, known: Collection[int] = ()) -> list[str]:
+    """What was committed and can't be continued from, in words, newest first; `known` as in `set_failures_aside`."""
+    newest = f"checkpoint-{max(known)}" if known else None
+    gone = [f"{newest}: {GONE}"] if newest is not None and not os.path.lexists(directory / newest) else []
+    reasons = [(verdict.path.name, find_failure(verdict, known)) for verdict in choice.verdicts if not verdict.good]
+    return gone + [f"{name}: {reason}" for name, reason in reasons if reason is not None]
+
+
+def find_failure(verdict: CheckpointVerdict, known: Collection[int]) -> str | None:
+    """Why a committed checkpoint is not good; None for a save that was never finished."""
+    if os.path.lexists(verdict.path / MANIFEST):
+        return verdict.reason
+    return LOST_MANIFEST if verdict.step in known else None

@@ -18,6 +18,7 @@ from lora_jobs.checkpoints.structure import (
     check_completeness,
     check_structure,
     find_world_size,
+    list_shards,
     load_trainer_state,
 )
 from lora_jobs.checkpoints.tensors import ADAPTER_WEIGHTS, digest_adapter
@@ -100,13 +101,13 @@ def write_manifest(
     try:
         check_completeness(directory, files, step=step, world_size=world_size)
         wait_until_visible(directory, files)
+        sync_directory(directory.parent)  # the folder's own name: rotation takes older ones away after this
         epoch = _read_epoch(directory)
         weights = directory / ADAPTER_WEIGHTS
         adapter = digest_adapter(weights) if ADAPTER_WEIGHTS in files else None
     except OSError as error:
         where = error.filename or directory
         raise CheckpointError(f"{where} can't be committed: {error.strerror}", path=directory) from error
-    shards = tuple(sorted(name for name in files if _OWN.fullmatch(name)))
     manifest = Manifest(
         step,
         world_size,
@@ -114,7 +115,7 @@ def write_manifest(
         dict(sorted(files.items())),
         epoch,
         _as_json(metadata or {}),
-        shards=shards,
+        shards=tuple(list_shards(files, world_size)),
         adapter=adapter,
     )
     write_atomic(directory / MANIFEST, render_manifest(manifest))

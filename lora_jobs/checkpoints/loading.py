@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+DUMMY_STEPS = 1
+"""What the optimizer of DeepSpeed without ZeRO counts too many in half precision: it allocates its moments by a step
+with gradients of zero. Source: deepspeed.runtime.fp16, initialize_optimizer_states.
+"""
+
+
 class StandIn:
     """Holds what a pickled object held, without its class."""
 

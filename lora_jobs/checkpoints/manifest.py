@@ -61,8 +61,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     epoch: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    shards: tuple[str, ...] = ()
-    """The files of which every rank wrote its own, as they must be there for this world size."""
+    shards: tuple[str, ...] | None = None
+    """The files of which every rank wrote its own, as they must be there for this world size; None in schema 1."""
     adapter: AdapterDigest | None = None
 
     @property
@@ -80,7 +80,7 @@ class Manifest:
             "created_at": self.created_at,
             "hash": HASH,
             "files": {name: asdict(entry) for name, entry in self.files.items()},
-            "shards": list(self.shards),
+            "shards": list(self.shards or ()),
             "adapter": None if self.adapter is None else asdict(self.adapter),
             "metadata": dict(self.metadata),
         }
@@ -186,7 +186,7 @@ def _parse_manifest(values: Any) -> Manifest:
         files=files,
         epoch=None if epoch is None else _require(values, "epoch", float),
         metadata=_require(values, "metadata", dict),
-        shards=_parse_shards(values, files) if schema >= 2 else (),
+        shards=_parse_shards(values, files) if schema >= 2 else None,
         adapter=_parse_adapter(values) if schema >= 2 else None,
     )
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_jobs.checkpoints.loading import load_torch_file
+from lora_jobs.checkpoints.loading import DUMMY_STEPS, load_torch_file
 from lora_jobs.checkpoints.structure import load_trainer_state
 from lora_jobs.checkpoints.tensors import ADAPTER_WEIGHTS
 from lora_jobs.errors import CheckpointError
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_MODEL = re.compile(r"[^/]+/mp_rank_00_model_states\.pt")
+# Under ZeRO-3 each rank writes model states of its own.
+_MODEL = re.compile(r"[^/]+/(?:zero_pp_rank_(\d+)_)?mp_rank_00_model_states\.pt")
 _SHARD = re.compile(r"[^/]+/(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 
 
 @dataclass(frozen=True, slots=True)
 class Sharded:
-    """DeepSpeed's part: what the model states say, and every rank's optimizer shard in rank order."""
+    """DeepSpeed's part: what the model states say (one, or one of each rank), and the optimizer's state by its place:
+    the shard of each rank in their order, or without ZeRO the whole of it.
+    """
 
-    model: Mapping[str, Any]
-    optimizers: tuple[Mapping[str, Any], ...]
+    models: tuple[Mapping[str, Any], ...]
+    optimizers: Mapping[str, Mapping[str, Any]]
 
     @property
     def skipped(self) -> int:
         """Steps that the loss scaler of fp16 left out: optimizer and scheduler did not take them."""
-        return int(self.model.get("skipped_steps") or 0)
+        return int(self.models[0].get("skipped_steps") or 0)
 
 
 def check_meaning(directory: Path, names: Collection[str], *, step: int, world_size: int) -> None:
@@ -57,16 +60,18 @@ def check_meaning(directory: Path, names: Collection[str], *, step: int, world_s
             # fp16's loss scaler skips steps, and keeps its count elsewhere.
             _check_optimizer(state, "optimizer.pt", None if "scaler.pt" in names else step)
         return
-    _require_equal("global_steps of DeepSpeed", sharded.model.get("global_steps"), step)
-    _require_equal("dp_world_size of DeepSpeed", sharded.model.get("dp_world_size"), world_size)
-    for rank, shard in enumerate(sharded.optimizers):
-        inner = shard.get("base_optimizer_state")
-        _check_optimizer(inner, f"the optimizer shard of rank {rank}", step - sharded.skipped)
-        _require_finite_values(shard, f"the optimizer shard of rank {rank}")
-    module = {key: value for key, value in (sharded.model.get("module") or {}).items() if value is not None}
-    _require_finite_values(module, "DeepSpeed's module")
-    _compare_adapter(adapter, module)
-    _compare_master(module, sharded.optimizers)
+    for model in sharded.models:
+        _require_equal("global_steps of DeepSpeed", model.get("global_steps"), step)
+        _require_equal("dp_world_size of DeepSpeed", model.get("dp_world_size"), world_size)
+        _require_equal("skipped_steps of DeepSpeed", int(model.get("skipped_steps") or 0), sharded.skipped)
+        _require_finite_values(model.get("module"), "DeepSpeed's module")
+    for where, state in sharded.optimizers.items():
+        _check_optimizer(_find_inner(state), where, step - sharded.skipped + _count_dummies(state))
+        _require_finite_values(state, where)
+    if len(sharded.models) == 1:
+        module = {key: value for key, value in (sharded.models[0].get("module") or {}).items() if value is not None}
+        _compare_adapter(adapter, module)
+        _compare_master(module, tuple(sharded.optimizers.values()))
 
 
 def _load_adapter(directory: Path) -> dict[str, Tensor]:
@@ -80,15 +85,28 @@ def _load_adapter(directory: Path) -> dict[str, Tensor]:
 
 
 def _load_sharded(directory: Path, names: Collection[str]) -> Sharded | None:
-    models = [name for name in names if _MODEL.fullmatch(name)]
-    if not models:
+    ranked = sorted((int(match[1] or 0), name) for name in names if (match := _MODEL.fullmatch(name)))
+    if not ranked:
         return None
+    models = tuple(load_torch_file(directory / name, name) for _, name in ranked)
     shards = sorted((int(match[1]), name) for name in names if (match := _SHARD.fullmatch(name)))
-    loaded = [load_torch_file(directory / name, name) for _, name in shards]
-    return Sharded(
-        load_torch_file(directory / models[0], models[0]),
-        tuple(shard.get("optimizer_state_dict") or {} for shard in loaded),
-    )
+    states = {
+        f"the optimizer shard of rank {rank}": load_torch_file(directory / name, name).get("optimizer_state_dict")
+        for rank, name in shards
+    } or {"DeepSpeed's optimizer": models[0].get("optimizer")}
+    if empty := next((where for where, state in states.items() if not state), None):
+        raise CheckpointError(f"{empty} holds no state")
+    return Sharded(models, states)
+
+
+def _find_inner(state: Mapping[str, Any]) -> Any:
+    """The state of torch's optimizer in what DeepSpeed wraps around it: ZeRO-1 and 2, ZeRO-3 and fp16, or nothing."""
+    return state.get("base_optimizer_state") or state.get("optimizer_state_dict") or state
+
+
+def _count_dummies(state: Mapping[str, Any]) -> int:
+    """ZeRO's states name their stage; half precision without ZeRO wraps the optimizer too."""
+    return DUMMY_STEPS if "optimizer_state_dict" in state and "zero_stage" not in state else 0
 
 
 def _check_scheduler(directory: Path, names: Collection[str], step: int, sharded: Sharded | None) -> None:
@@ -104,10 +122,16 @@ def _check_optimizer(state: Any, where: str, step: int | None) -> None:
     """`state` is that of a torch optimizer, or a list of them; a step of None is not compared."""
     for inner in state if isinstance(state, list) else [state]:
         moments = inner.get("state", {}) if isinstance(inner, dict) else {}
+        if step and not moments and any("betas" in group for group in _list_groups(inner)):
+            raise CheckpointError(f"{where} holds no moments at step {step}")
         for name, values in moments.items():
             if step is not None and isinstance(values, dict) and "step" in values:
                 _require_equal(f"step of parameter {name} in {where}", int(values["step"]), step)
     _require_finite_values(state, where)
+
+
+def _list_groups(optimizer: Any) -> list[Mapping[str, Any]]:
+    return list(optimizer.get("param_groups", ())) if isinstance(optimizer, dict) else []
 
 
 def _check_trained(adapter: Mapping[str, Tensor]) -> None:

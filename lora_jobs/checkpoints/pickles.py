@@ -29,6 +29,9 @@ ALLOWED_GLOBALS = frozenset(
         "__builtin__ dict",
         "torch._utils _rebuild_tensor_v2",
         "torch._utils _rebuild_parameter",
+        # A tensor with attributes, as ZeRO-3 leaves them: torch's own weights_only unpickler takes both.
+        "torch._tensor _rebuild_from_type_v2",
+        "torch Tensor",
         "torch Size",
         "torch device",
         "torch.storage UntypedStorage",

@@ -24,8 +24,13 @@ _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-_RNG = re.compile(r"rng_state_(\d+)\.pth")
-_SHARD = re.compile(r"(?P<tag>[^/]+)/(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_\d+_optim_states\.pt")
+# What each rank writes for itself: Trainer's random states where there are several, DeepSpeed's optimizer shards, and
+# its model states under ZeRO-3. Source: Trainer._save_rng_state, DeepSpeedEngine._get_ckpt_name, _get_zero_ckpt_name.
+_OWN = re.compile(
+    r"(?P<start>rng_state_|(?P<tag>[^/]+)/(?:bf16_|fp16_)?zero_pp_rank_)(?P<rank>\d+)"
+    r"(?P<end>\.pth|_mp_rank_\d+_(?:optim|model)_states\.pt)"
+)
+_MODEL = re.compile(r"(?P<tag>[^/]+)/(?:zero_pp_rank_\d+_)?mp_rank_\d+_model_states\.pt")
 _TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".ckpt"})
 # Trainer leaves a pickle of its arguments in every folder, and nothing ever loads it.
 _NEVER_LOADED = frozenset({"training_args.bin"})
@@ -69,30 +74,43 @@ def is_resumable(directory: Path, names: Collection[str]) -> bool:
 
 def find_world_size(names: Collection[str]) -> int:
     """How many ranks wrote this, by the numbers in the names of their files; at least 1."""
-    states = [int(match[1]) for name in names if (match := _RNG.fullmatch(name))]
-    shards = [int(match["rank"]) for name in names if (match := _SHARD.fullmatch(name))]
-    return max([0, *states, *shards]) + 1
+    return max((int(match["rank"]) for name in names if (match := _OWN.fullmatch(name))), default=0) + 1
+
+
+def list_shards(names: Collection[str], world_size: int) -> list[str]:
+    """The files that must be there once for each rank: where one rank's is among `names`, that of every rank."""
+    kinds = {(match["start"], match["end"]) for name in names if (match := _OWN.fullmatch(name))}
+    return sorted(f"{start}{rank}{end}" for start, end in kinds for rank in range(world_size))
 
 
 def _check_ranks(directory: Path, names: Collection[str], world_size: int) -> None:
-    """Random states and optimizer shards, where there are any: one of each rank."""
-    states = {int(match[1]) for name in names if (match := _RNG.fullmatch(name))}
-    if states and (missing := sorted(set(range(world_size)) - states)):
-        raise CheckpointError(f"rng_state_{missing[0]}.pth is missing ({world_size} ranks)", path=directory)
-    shards: dict[str, set[int]] = {}
-    for name in names:
-        if (match := _SHARD.fullmatch(name)) is not None:
-            shards.setdefault(match["tag"], set()).add(int(match["rank"]))
-    for tag, ranks in shards.items():
-        if missing := sorted(set(range(world_size)) - ranks):
-            raise CheckpointError(f"{tag}: the optimizer shard of rank {missing[0]} is missing", path=directory)
+    """One part of each rank and of no other, and all that the training goes on from."""
+    found = {name: match for name in names if (match := _OWN.fullmatch(name))}
+    if strange := next((name for name, match in found.items() if int(match["rank"]) >= world_size), None):
+        rank = int(found[strange]["rank"])
+        raise CheckpointError(f"{strange} is of rank {rank}, and there are {world_size} ranks", path=directory)
+    random_states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+    wanted = [*random_states, *list_shards(names, world_size)]
+    if missing := next((name for name in wanted if name not in names), None):
+        ranks = f" ({world_size} ranks)" if world_size > 1 else ""
+        raise CheckpointError(f"{missing} is missing{ranks}", path=directory)
+    if "scheduler.pt" not in names:
+        raise CheckpointError("scheduler.pt is missing", path=directory)
+    tags = {match["tag"] for match in found.values() if match["tag"]}
+    states = {match["tag"] for name in names if (match := _MODEL.fullmatch(name))}
+    if without := sorted(tags - states):
+        raise CheckpointError(f"{without[0]}: the model states are missing", path=directory)
     if "latest" not in names:
-        if shards:
+        if tags | states:
             raise CheckpointError("latest is missing: it names DeepSpeed's folder", path=directory)
+        if "optimizer.pt" not in names:
+            raise CheckpointError("no optimizer state: neither optimizer.pt nor DeepSpeed's folder", path=directory)
         return
     tag = (directory / "latest").read_bytes()[:256].decode(errors="replace").strip()
     if not tag or not any(name.startswith(f"{tag}/") for name in names):
         raise CheckpointError(f"latest names the folder {tag!r}, which is not there", path=directory)
+    if tag not in states:
+        raise CheckpointError(f"{tag}: the model states are missing", path=directory)
 
 
 def check_structure(path: Path, name: str, *, crc: bool = False) -> None:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints.commit import READERS
 from lora_jobs.checkpoints.manifest import Manifest, hash_file, list_files, load_manifest
-from lora_jobs.checkpoints.structure import check_completeness, check_name, check_structure, find_world_size
+from lora_jobs.checkpoints.structure import (
+    check_completeness,
+    check_name,
+    check_structure,
+    find_world_size,
+    list_shards,
+)
 from lora_jobs.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
@@ -153,6 +159,9 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
         size = (directory / name).stat().st_size
         if size != entry.bytes:
             raise CheckpointError(f"{name} is {size} bytes, {entry.bytes} were committed", path=directory)
+    if manifest.shards is not None and (odd := set(manifest.shards) ^ set(list_shards(names, manifest.world_size))):
+        what = f"the manifest's shards are not those of {manifest.world_size} ranks: {min(odd)}"
+        raise CheckpointError(what, path=directory)
     check_completeness(directory, names, step=manifest.step, world_size=manifest.world_size)
 
 

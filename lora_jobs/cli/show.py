@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from lora_jobs.cli.screen import say
+from lora_jobs.cli.screen import say, warn
 from lora_jobs.units import format_gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_jobs.checkpoints import CheckpointVerdict
+    from lora_jobs.errors import LoraJobsError
     from lora_jobs.runs import Run
     from lora_jobs.workflows.observing import RunStatus
     from lora_jobs.workflows.resuming import ResumePlan
@@ -27,6 +28,7 @@ def show_submission(sent: SubmitReport) -> None:
         for name, text in plan.files.items():
             say(f"--- {name}", "dim")
             sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        warn_of_missing(sent.missing)
         return
     if sent.reused or sent.submission is None:
         say(f"{sent.run.id} has finished this very spec already; nothing was submitted")
@@ -41,6 +43,13 @@ def show_submission(sent: SubmitReport) -> None:
     say(f"  next     lora-jobs status {plan.run_id} · lora-jobs logs {plan.run_id} -f · lora-jobs cancel {plan.run_id}")
     for warning in sent.report.verdict.warnings:
         say(f"warning: {warning}", "yellow")
+
+
+def warn_of_missing(missing: LoraJobsError | None) -> None:
+    """What a dry run found missing in the job's environment, and how to get it."""
+    if missing is not None:
+        warn(f"warning: before submitting: {missing.message}")
+        warn(f"next: {missing.hint}", style="")
 
 
 def show_resume(plan: ResumePlan) -> None:

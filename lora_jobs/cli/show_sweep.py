@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from lora_jobs.cli.screen import add_row, build_console, build_table, clean, say, warn
+from lora_jobs.cli.show import warn_of_missing
 from lora_jobs.cli.status_line import describe_status
 from lora_jobs.spec import show_variant
 from lora_jobs.units import format_gib
@@ -48,6 +49,7 @@ def show_submission(sent: SweepReport) -> None:
         say(f"  start    expected {sent.expected_start}")
     for warning in dict.fromkeys(text for task in sent.tasks for text in task.report.verdict.warnings):
         say(f"warning: {warning}", "yellow")
+    warn_of_missing(sent.missing)
     if sent.submission is not None:
         say(f"  next     lora-jobs status {plan.name} · lora-jobs compare {plan.name} · lora-jobs cancel {plan.name}")
 

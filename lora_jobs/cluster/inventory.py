@@ -122,13 +122,14 @@ def find_user() -> str:
 
 
 def read_inventory(user: str) -> Inventory:
-    """Ask sinfo, scontrol and sacctmgr once each (twice where they have two tables). Never raises for a Slurm away."""
+    """Ask sinfo once, scontrol and sacctmgr once per table that they have. Never raises for a Slurm that is away."""
     notes: list[str] = []
-    version = _ask(["sinfo", "--version"], "version", notes)
     config = _ask(["scontrol", "show", "config"], "configuration", notes)
     if config is None:
-        # Each further question would wait as long again for a controller that is away.
-        return Inventory(version=parse_version(version or ""), notes=tuple(notes))
+        # Each further question would wait as long again for a controller that is away; the version needs none.
+        return Inventory(
+            version=parse_version(_ask(["sinfo", "--version"], "version", notes) or ""), notes=tuple(notes)
+        )
     groups = _ask(["sinfo", "-h", "-e", "-o", SINFO_FORMAT], "nodes", notes)
     rules = _ask(["scontrol", "show", "partition", "-o"], "partitions", notes)
     values = parse_config(config)
@@ -143,7 +144,7 @@ def read_inventory(user: str) -> Inventory:
         node_groups = ()
         notes.append(f"nodes not readable: {error.message}")
     return Inventory(
-        version=parse_version(version or ""),
+        version=parse_version(values.get("SLURM_VERSION", "")),
         config=values,
         groups=node_groups,
         partitions=tuple(parse_partitions(rules or "")),
@@ -240,7 +241,7 @@ def parse_pairs(line: str) -> dict[str, str]:
 def parse_qos(text: str) -> list[Qos]:
     """QOS of `sacctmgr -n -P show qos format=QOS_FORMAT`."""
     found = []
-    for values in _split_table(text, QOS_FORMAT):
+    for values in split_table(text, QOS_FORMAT):
         nodes = re.search(r"(?:^|,)node=(\d+)", values["MaxTRES"])
         found.append(
             Qos(
@@ -263,12 +264,12 @@ def parse_associations(text: str, cluster: str | None = None) -> list[Associatio
             tuple(_split(values["QOS"])),
             tuple(f"{key} {value}" for key in _ASSOCIATION_LIMITS if (value := values[key])),
         )
-        for values in _split_table(text, ASSOCIATION_FORMAT)
+        for values in split_table(text, ASSOCIATION_FORMAT)
         if cluster is None or values["Cluster"] == cluster
     ]
 
 
-def _split_table(text: str, columns: str) -> list[dict[str, str]]:
+def split_table(text: str, columns: str) -> list[dict[str, str]]:
     """Rows with as many fields as asked for; other lines (site banners) are passed over."""
     names = columns.split(",")
     rows = [line.split("|") for line in text.splitlines()]

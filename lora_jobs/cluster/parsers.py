@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # The job's name comes last: it is the one column that may hold the separator.
 QUEUE_FORMAT = "%i|%T|%r|%P|%u|%a|%q|%Q|%V|%S|%M|%l|%D|%b|%N|%E|%v|%j"
-SPRIO_FORMAT = "%i|%Y|%A|%F|%J|%P|%Q|%T|%S|%N"
+SPRIO_FORMAT = "%i|%Y|%A|%F|%J|%P|%Q|%T|%S|%N|%B"
 SACCT_FORMAT = (
     "JobID,State,ExitCode,Reason,Partition,User,Account,QOS,Priority,Submit,Start,End,ElapsedRaw,Timelimit,NNodes,"
     "NodeList,JobName"
@@ -46,6 +46,7 @@ class Factors:
     tres: int
     site: int
     nice: int
+    association: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def parse_sprio(text: str) -> dict[str, Factors]:
     """
     found: dict[str, Factors] = {}
     for row in split_rows(text, columns=SPRIO_FORMAT.count("|") + 1, program="sprio"):
-        job_id, priority, age, fairshare, job_size, partition, qos, tres, site, nice = row
+        job_id, priority, age, fairshare, job_size, partition, qos, tres, site, nice, association = row
         factors = Factors(
             priority=_integer(priority) or 0,
             age=_integer(age) or 0,
@@ -179,6 +180,7 @@ def parse_sprio(text: str) -> dict[str, Factors]:
             tres=sum(_integer(part.rpartition("=")[2]) or 0 for part in tres.split(",")),
             site=_integer(site) or 0,
             nice=_integer(nice) or 0,
+            association=_integer(association) or 0,
         )
         if job_id not in found or factors.priority > found[job_id].priority:
             found[job_id] = factors

@@ -1,4 +1,4 @@
-"""The nodes of one partition as sinfo shows them, and the limits of one QOS: the numbers behind a reason."""
+"""The nodes of one partition as sinfo shows them: numbers behind a reason."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from lora_jobs.units import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from lora_jobs.cluster.inventory import Qos
 
 # The reason that an administrator wrote comes last: it is the one column that may hold the separator.
 NODES_FORMAT = "%R|%a|%l|%s|%D|%T|%N|%E"
@@ -75,15 +73,6 @@ def ask_partition(name: str, notes: list[str]) -> PartitionView | None:
     except OutputError as error:
         notes.append(f"nodes not readable: {error.message}")
         return None
-
-
-def ask_qos(name: str, notes: list[str]) -> Qos | None:
-    """The limits of one QOS by one sacctmgr; None, and a note, when it can't be read."""
-    from lora_jobs.cluster.inventory import QOS_FORMAT, parse_qos  # a limit of the QOS is seldom the reason
-
-    argv = ["sacctmgr", "-n", "-P", "show", "qos", name, f"format={QOS_FORMAT}"]
-    text = ask_slurm(argv, "limits of the QOS", notes)
-    return next((qos for qos in parse_qos(text or "") if qos.name == name), None)
 
 
 def ask_slurm(argv: Sequence[str], what: str, notes: list[str]) -> str | None:

@@ -26,6 +26,12 @@ from lora_jobs.runs.causes import (
     find_cause,
     read_tail,
 )
+from lora_jobs.runs.commits import (
+    COMMITTED_EVENT,
+    STARTED_OVER_FILE,
+    list_committed_steps,
+    render_started_over,
+)
 from lora_jobs.runs.constants import Constants, Observation, load_constants, observe_memory, record_constants
 from lora_jobs.runs.durable import append_line, load_lines, write_atomic
 from lora_jobs.runs.lease import Lease, hold_run, load_lease, release_lease, renew_lease, take_lease
@@ -77,6 +83,7 @@ from lora_jobs.runs.sweeps import (
 
 __all__ = [
     "CAUSES",
+    "COMMITTED_EVENT",
     "COMPLETED",
     "EXIT_DISK_FULL",
     "EXIT_HANG",
@@ -89,6 +96,7 @@ __all__ = [
     "RUNNING",
     "SAVED",
     "SLURM_STATES",
+    "STARTED_OVER_FILE",
     "SWEEP_FILE",
     "Attempt",
     "Backend",
@@ -130,6 +138,7 @@ __all__ = [
     "is_ended",
     "is_stalled",
     "latest_metrics",
+    "list_committed_steps",
     "list_recent_attempts",
     "list_run_paths",
     "list_runs",
@@ -150,6 +159,7 @@ __all__ = [
     "record_constants",
     "record_lengths",
     "release_lease",
+    "render_started_over",
     "renew_lease",
     "sync_metrics",
     "take_lease",

@@ -85,6 +85,13 @@ CAUSES: tuple[Cause, ...] = (
         codes=(EXIT_NO_PROGRESS,),
     ),
     Cause(
+        "stale_choice",
+        "another job committed a checkpoint after this one had chosen",
+        "resume",
+        _RESUME,
+        log=r"was committed by another job after this one had chosen",
+    ),
+    Cause(
         "second_writer",
         "another job was training the same run",
         "ask",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 RENEW_SECONDS = 15.0
 STALE_SECONDS = 90.0
+_NO_LOCKS = (
+    "the file system has no locks (Lustre mounted without -o flock): set LORA_JOBS_HOME to a directory elsewhere"
+)
 
 
 @contextlib.contextmanager
@@ -159,11 +163,18 @@ def _lock(path: Path, *, wait: bool) -> Iterator[bool]:
     with explain_errors("lock", path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        held = _take_lock(descriptor, path, wait=wait)
+        yield held
     finally:
         os.close(descriptor)
+
+
+def _take_lock(descriptor: int, path: Path, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        hint = _NO_LOCKS if error.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP} else None
+        raise RunError(f"cannot lock {path}: {error.strerror}", hint=hint) from error
+    return True

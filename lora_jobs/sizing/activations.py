@@ -152,8 +152,8 @@ def mask_bytes(spec: JobSpec, shape: ModelShape, gpu: Gpu, precision: Precision,
     kernels = [choose_kernel(spec, shape, gpu, batch, sliding=sliding) for sliding in (False, True)]
     square = batch.rows * batch.sequence**2
     if "eager" in kernels:
-        return precision.attention * square * shape.traits.mask_types
-    return square * min(kernels.count("efficient"), shape.traits.mask_types)
+        return precision.attention * square * shape.mask_types
+    return square * min(kernels.count("efficient"), shape.mask_types)
 
 
 def rope_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:

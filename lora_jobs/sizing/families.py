@@ -24,7 +24,7 @@ class Family:
     final_soft_cap: bool = False
     default_attention: str = "sdpa"
     mask_types: int = 1
-    """Attention masks built per step: one, or a full and a sliding one."""
+    """Attention masks built per step where there is a window: one, or a full and a sliding one."""
     rope_types: int = 1
     full_attention_every: int = 0
     """Every n-th layer attends in full and the others slide; 0: all layers alike."""
@@ -44,8 +44,8 @@ FAMILIES: dict[str, Family] = {
         ),
         Family("gemma3_text", norms_per_layer=4, qk_norm=True, mask_types=2, rope_types=2, full_attention_every=6),
         Family("llama", norms_per_layer=2),
-        Family("qwen2", norms_per_layer=2, qkv_bias=True),
-        Family("qwen3", norms_per_layer=2, qk_norm=True),
+        Family("qwen2", norms_per_layer=2, qkv_bias=True, mask_types=2),
+        Family("qwen3", norms_per_layer=2, qk_norm=True, mask_types=2),
         Family("phi3", norms_per_layer=2, fused_projections=True, layer_dropouts=True),
         Family("smollm3", norms_per_layer=2),
         Family("mistral", norms_per_layer=2),

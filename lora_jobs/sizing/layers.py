@@ -93,11 +93,10 @@ class _Kind:
 @lru_cache(maxsize=64)  # a dozen changes are tried on a job, and few of them change this
 def _list_kinds(shape: ModelShape, lora: LoraSpec) -> tuple[_Kind, ...]:
     """The kind of every layer, equal ones the same object."""
-    every = shape.traits.full_attention_every
     kinds: dict[tuple[_Adapted, bool], _Kind] = {}
     found = []
     for layer, adapted in enumerate(_list_adapted(shape, lora)):
-        sliding = shape.sliding_window is not None and not (every and (layer + 1) % every == 0)
+        sliding = shape.slides(layer)
         found.append(kinds.setdefault((adapted, sliding), _Kind(adapted, sliding, layer)))
     return tuple(found)
 

@@ -57,8 +57,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072, "sliding_window": 4096, "tie_word_embeddings": True,
     },
     "llama": {"max_position_embeddings": 2048, "tie_word_embeddings": False},
-    "qwen2": {"max_position_embeddings": 32768, "tie_word_embeddings": False},
-    "qwen3": {"head_dim": 128, "max_position_embeddings": 32768, "tie_word_embeddings": False},
+    "qwen2": {"max_position_embeddings": 32768, "sliding_window": 4096, "tie_word_embeddings": False},
+    "qwen3": {
+        "head_dim": 128, "max_position_embeddings": 32768, "sliding_window": 4096, "tie_word_embeddings": False,
+    },
     "phi3": {"vocab_size": 32064, "max_position_embeddings": 4096, "tie_word_embeddings": False},
     "smollm3": {
         "vocab_size": 128256, "num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True,
@@ -82,6 +84,9 @@ _COUNTS = (
 _WINDOW_BY_SWITCH = ("qwen2", "qwen3", "smollm3")
 """Families with a sliding_window in their configs that only use_sliding_window turns on."""
 
+_FULL_LAYERS = {"qwen2": 28, "qwen3": 28}
+"""max_window_layers where it is left out: the layers before the first that slides."""
+
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 
 
@@ -95,8 +100,6 @@ def load_shape(directory: Path) -> ModelShape:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise _unknown(path, f"model_type is {model_type!r}, wanted one of {', '.join(FAMILIES)}")
-    if config.get("use_sliding_window") and config.get("sliding_window") is not None:
-        raise _unknown(path, "use_sliding_window is true: a window in some of the layers is not known here")
     values = _read_values(config, model_type, path)
     _verify_shape(values, path)
     return ModelShape(
@@ -155,9 +158,24 @@ def _read_values(config: dict[str, Any], model_type: str, path: Path) -> dict[st
         values[key] = _present(config, key, defaults, values, path)
         if not isinstance(values[key], bool):
             raise _error(path, f"{key} is {values[key]!r}, wanted true or false")
-    if model_type in _WINDOW_BY_SWITCH:
-        values["sliding_window"] = None
+    if model_type in _WINDOW_BY_SWITCH and values["sliding_window"] is not None:
+        values |= _read_window(config, model_type, values, path)
     return values
+
+
+def _read_window(config: dict[str, Any], model_type: str, values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The window that use_sliding_window turns on, and the layers before those that slide."""
+    if not config.get("use_sliding_window"):
+        return {"sliding_window": None}
+    if model_type not in _FULL_LAYERS:
+        raise _unknown(path, "use_sliding_window is true: which layers slide is not known here for this family")
+    layers, full = values["num_hidden_layers"], config.get("max_window_layers", _FULL_LAYERS[model_type])
+    if not isinstance(full, int) or isinstance(full, bool) or full < 0:
+        raise _error(path, f"max_window_layers is {full!r}, wanted a whole number from 0")
+    kinds = ["full_attention" if layer < full else "sliding_attention" for layer in range(layers)]
+    if config.get("layer_types") not in (None, kinds):
+        raise _unknown(path, f"layer_types is not what max_window_layers ({full}) says: other layers slide")
+    return {"full_layers": full} if full < layers else {"sliding_window": None}
 
 
 def _read_rotary_factor(config: dict[str, Any], path: Path) -> float:

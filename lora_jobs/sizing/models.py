@@ -48,6 +48,8 @@ class ModelShape:
     partial_rotary_factor: float = 1.0
     """Share of a head's dimensions that the rotary embedding turns."""
     vision: VisionTower | None = None
+    full_layers: int = 0
+    """The first layers, which attend in full where the others slide: Qwen's max_window_layers."""
 
     @property
     def family(self) -> str:
@@ -82,10 +84,18 @@ class ModelShape:
     @property
     def sliding_layers(self) -> int:
         """Layers with a sliding window."""
+        return sum(self.slides(layer) for layer in range(self.num_hidden_layers))
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, attends within the sliding window only."""
         every = self.traits.full_attention_every
-        if self.sliding_window is None:
-            return 0
-        return self.num_hidden_layers - self.num_hidden_layers // every if every else self.num_hidden_layers
+        in_full = layer < self.full_layers or bool(every and (layer + 1) % every == 0)
+        return self.sliding_window is not None and not in_full
+
+    @property
+    def mask_types(self) -> int:
+        """Attention masks built per step: without a window one."""
+        return 1 if self.sliding_window is None else self.traits.mask_types
 
 
 # Gemma 3 from 4B on is multimodal; transformers loads it whole also for text, so it is counted whole.

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import (
-    MANIFEST,
     WORLD_KEYS,
     best_level,
     choose_checkpoint,
     find_run_drift,
     list_allowed,
+    list_failures,
     load_manifest,
     record_inputs,
     refuse_drift,
@@ -43,6 +43,7 @@ from lora_jobs.runs import (
     end_attempt,
     find_bad_nodes,
     is_stalled,
+    list_committed_steps,
     list_recent_attempts,
     load_attempts,
     load_metrics,
@@ -54,7 +55,6 @@ from lora_jobs.training.launch import Launch, read_launch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_jobs.checkpoints import Choice
     from lora_jobs.runs import Diagnosis
 
 STATES = {0: "COMPLETED", EXIT_SAVED: "SAVED"}
@@ -91,13 +91,14 @@ def choose_start(run: Run, *, world_size: int) -> Start:
     """The newest good checkpoint of a run, or the base model when none was ever committed.
 
     What was committed and is damaged is moved aside. Errors: NoGoodCheckpointError when all that were committed are
-    damaged; RunError for another number of processes, or for a directory that others can write.
+    damaged or gone; RunError for another number of processes, or for a directory that others can write.
     """
     require_own(run.directory.resolve(), run.checkpoints)
     choice = choose_checkpoint(run.checkpoints, level=best_level())
+    known = list_committed_steps(run)
     lines = [f"{verdict.path.name}: {'good' if verdict.good else verdict.reason}" for verdict in choice.verdicts]
     if choice.chosen is None:
-        refuse_damaged(run, choice)
+        refuse_loss(run, list_failures(choice, run.checkpoints, known=known))
         return Start(None, 0, (*lines, "starting from the base model"))
     manifest = load_manifest(choice.chosen)
     drift = find_run_drift(run, choice.chosen, load_spec(run.spec_path))
@@ -109,19 +110,18 @@ def choose_start(run: Run, *, world_size: int) -> Start:
             f"lora-jobs resume {run.id} --gpus {world_size}",
         )
     refuse_drift(drift, allowed)
-    lines += [f"moved aside as {place.name}" for place, _ in set_failures_aside(choice)]
+    lines += [f"moved aside as {place.name}" for place, _ in set_failures_aside(choice, known=known)]
     return Start(choice.chosen, manifest.step, (*lines, f"resuming from {choice.chosen.name}"))
 
 
-def refuse_damaged(run: Run, choice: Choice) -> None:
-    """Raise where a manifest exists but no checkpoint is good. A folder without a manifest was never a checkpoint."""
-    damaged = [verdict for verdict in choice.verdicts if (verdict.path / MANIFEST).exists()]
-    if damaged:
+def refuse_loss(run: Run, failures: Sequence[str]) -> None:
+    """Raise where something was committed and no checkpoint is good: by its manifest, or by the run's records."""
+    if failures:
         raise NoGoodCheckpointError(
-            f"no good checkpoint in {run.checkpoints}: "
-            + "; ".join(f"{verdict.path.name}: {verdict.reason}" for verdict in damaged),
-            path=damaged[0].path,
-            hint="`lora-jobs verify` shows what is wrong; move the folder away to start over from the base model",
+            f"no good checkpoint in {run.checkpoints}: {'; '.join(failures)}",
+            path=run.checkpoints,
+            hint=f"lora-jobs verify {run.id} shows what is wrong; "
+            f"lora-jobs resume {run.id} --from-scratch starts over from the base model",
         )
 
 

@@ -10,11 +10,12 @@ from transformers import TrainerCallback
 
 from lora_jobs.checkpoints import clear_for_save, discard_unfinished, find_shortage, rotate_checkpoints
 from lora_jobs.errors import LoraJobsError, RunError
+from lora_jobs.runs import COMMITTED_EVENT
 from lora_jobs.training.entry import SavedStop
 from lora_jobs.training.saving import SaveErrors, SaveFailure, commit_together, explain_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -55,6 +56,7 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         recorder: Recorder | None,
         *,
         estimated_bytes: int = 0,
+        known: Collection[int] = (),
     ) -> None:
         self.directory = directory
         self.agreement = agreement
@@ -63,6 +65,7 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         self.metadata = metadata
         self.recorder = recorder
         self.estimated_bytes = estimated_bytes
+        self.known = set(known)
         self.stopping = False
         self.unsaved = False
         self.committed_step = 0
@@ -123,7 +126,8 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         if self.recorder is not None:
-            self.recorder.sync()
+            with self.errors.kept((OSError, LoraJobsError)):  # the other ranks hear of it in the gather
+                self.recorder.sync()
         failure = commit_together(
             self.directory / f"checkpoint-{state.global_step}",
             self.agreement,
@@ -203,11 +207,17 @@ class JointSave(TrainerCallback):  # type: ignore[misc] # transformers has no ty
     def _settle(self, state: TrainerState, recorder: Recorder) -> None:
         """After a commit: say so, and remove what is not needed any more. Rank 0's."""
         recorder.say(f"checkpoint {state.global_step} committed")
+        self.known.add(state.global_step)
+        with contextlib.suppress(LoraJobsError):  # the manifest is there: a record of it is lost, no more
+            recorder.note(COMMITTED_EVENT, step=state.global_step)
         best = state.best_global_step
         try:
             protect = {self.directory / f"checkpoint-{best}"} if best else set()
             committed = self.directory / f"checkpoint-{state.global_step}"
-            for aside in rotate_checkpoints(self.directory, keep=2, protect=protect, committed=committed).set_aside:
+            rotation = rotate_checkpoints(
+                self.directory, keep=2, protect=protect, committed=committed, known=self.known
+            )
+            for aside in rotation.set_aside:
                 recorder.note("set_aside", step=state.global_step, path=aside.name)
                 recorder.say(f"damaged, moved to {aside.name}; the reason is in {aside.name}.json")
         except (OSError, LoraJobsError) as error:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import clear_for_save, verify_checkpoint
+from lora_jobs.errors import LoraJobsError
 from lora_jobs.runs import load_metrics
 from lora_jobs.training.answers import generate
 from lora_jobs.training.data import take_prompt
 from lora_jobs.training.measures import measure_final
-from lora_jobs.training.saving import commit_together
+from lora_jobs.training.saving import commit_together, explain_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from transformers import Trainer
 
@@ -34,11 +35,15 @@ def finish_run(
     recorder: Recorder | None,
     *,
     metadata: Mapping[str, Any],
+    beat: Callable[[], None],
 ) -> dict[str, Any]:
-    """Evaluate, save and commit the adapter, measure and sample it. Every rank calls it and gets the same result."""
+    """Evaluate, save and commit the adapter, measure and sample it. Every rank calls it and gets the same result.
+
+    `beat` tells the hang watch that this rank gets on.
+    """
     evaluate_after(trainer, agreement, recorder)
     save_adapter(trainer, run, agreement, recorder, metadata)
-    measure_final(trainer, spec.training, agreement, recorder)
+    measure_final(trainer, spec.training, agreement, recorder, beat=beat)
     record_sample(trainer, recorder)
     agreement.wait()
     losses = {row["phase"]: row["eval_loss"] for row in load_metrics(run) if row.get("kind") == "eval"}
@@ -87,9 +92,14 @@ def save_adapter(
 
     Errors: every rank raises the same RunError when any of them could not write its part.
     """
+    failure = None
     if recorder is not None:
-        clear_for_save(run.adapter)
-    agreement.wait()
+        try:
+            clear_for_save(run.adapter)
+        except (OSError, LoraJobsError) as error:
+            failure = explain_failure(0, error)
+    if (failure := agreement.gather(failure)[0]) is not None:
+        raise failure.as_error("the adapter could not be saved")
     trainer.save_model(str(run.adapter))
     failure = commit_together(
         run.adapter,

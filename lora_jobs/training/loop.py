@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lora_jobs.errors import RunError
-from lora_jobs.runs import load_metrics
+from lora_jobs.runs import list_committed_steps, load_metrics
 from lora_jobs.training.agreement import Agreement
 from lora_jobs.training.arguments import build_arguments
 from lora_jobs.training.callbacks import AlreadyTrained, JointSave, Opening
@@ -92,7 +92,7 @@ def run_training(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if args.load_best_model_at_end:
             load_best_weights(trainer, run, agreement, recorder)
-        return finish_run(trainer, run, spec, agreement, recorder, metadata=facts)
+        return finish_run(trainer, run, spec, agreement, recorder, metadata=facts, beat=hang.beat)
     finally:
         # Last: the evaluation of the finished adapter is reported, too.
         close_reports()
@@ -214,6 +214,7 @@ def add_callbacks(
             metadata,
             recorder,
             estimated_bytes=int(load_estimate(run).get("checkpoint_bytes") or 0),
+            known=list_committed_steps(run) if recorder is not None else (),
         ),
         Opening(
             trainer.evaluate if wanted else None,

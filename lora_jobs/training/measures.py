@@ -9,7 +9,7 @@ from lora_jobs.training.data import take_prompt
 from lora_jobs.training.record import perplexity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import Trainer
 
@@ -21,9 +21,19 @@ NO_PROMPT = "none of the held-out examples has a prompt before its answer"
 LOWER_IS_BETTER = frozenset({"eval_loss", "perplexity"})
 
 
-def measure_final(trainer: Trainer, spec: TrainingSpec, agreement: Agreement, recorder: Recorder | None) -> None:
-    """Record final metrics and targets. Every rank calls it: the answers are split over the ranks."""
-    pairs = answer_examples(trainer, spec, agreement) if "bleu" in spec.final_metrics else None
+def measure_final(
+    trainer: Trainer,
+    spec: TrainingSpec,
+    agreement: Agreement,
+    recorder: Recorder | None,
+    *,
+    beat: Callable[[], None],
+) -> None:
+    """Record final metrics and targets. Every rank calls it: the answers are split over the ranks.
+
+    `beat` is called at each answer: a thousand of them take longer than the hang watch waits.
+    """
+    pairs = answer_examples(trainer, spec, agreement, beat=beat) if "bleu" in spec.final_metrics else None
     if recorder is None or (pairs is None and not spec.targets):
         return
     reached: dict[str, float] = {}
@@ -38,7 +48,9 @@ def measure_final(trainer: Trainer, spec: TrainingSpec, agreement: Agreement, re
     recorder.record_final(trainer.state.global_step, reached, compare_targets(reached, spec.targets))
 
 
-def answer_examples(trainer: Trainer, spec: TrainingSpec, agreement: Agreement) -> list[tuple[str, str]]:
+def answer_examples(
+    trainer: Trainer, spec: TrainingSpec, agreement: Agreement, *, beat: Callable[[], None]
+) -> list[tuple[str, str]]:
     """(answer, wanted answer) of the first held-out examples that have a prompt, in their order; in every rank."""
     rows = [take_prompt(row) for row in trainer.eval_dataset.select(range_of(trainer.eval_dataset, spec))]
     asked = [row for row in rows if row[0]]
@@ -47,6 +59,7 @@ def answer_examples(trainer: Trainer, spec: TrainingSpec, agreement: Agreement) 
     model.eval()
     mine = []
     for prompt, wanted in asked[rank::world]:
+        beat()
         answer = generate(model, prompt, tokenizer, max_new_tokens=spec.max_new_tokens)
         mine.append((answer, str(tokenizer.decode(wanted, skip_special_tokens=True)).strip()))
     parts = agreement.gather(mine)

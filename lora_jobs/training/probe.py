@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model_state_dict
 from transformers import TrainerCallback
 
-from lora_jobs.checkpoints import ADAPTER_WEIGHTS, digest_tensors, load_manifest, read_header
+from lora_jobs.checkpoints import ADAPTER_WEIGHTS, DUMMY_STEPS, digest_tensors, load_manifest, read_header
 from lora_jobs.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -58,13 +58,23 @@ def find_difference(trainer: Trainer, checkpoint: Path, step: int) -> str | None
         return f"DeepSpeed is at step {engine.global_steps}, wanted {step}"
     skipped = 0 if engine is None else engine.skipped_steps
     taken = None if trainer.args.fp16 else step - skipped
-    steps = find_optimizer_steps(trainer.optimizer if engine is None else engine.optimizer.optimizer)
-    if taken is not None and steps - {taken}:
-        return f"the optimizer is at step {min(steps)}, wanted {taken}"
+    optimizer = trainer.optimizer if engine is None else getattr(engine.optimizer, "optimizer", engine.optimizer)
+    if taken is not None and engine is not None and engine.zero_optimization_stage() == 0:
+        taken += DUMMY_STEPS if optimizer is not engine.optimizer else 0
+    if taken is not None and (difference := compare_steps(optimizer, taken)) is not None:
+        return difference
     if manifest.adapter is None or (engine is not None and engine.zero_optimization_stage() == 3):
         return None
     loaded = digest_loaded(trainer, checkpoint)
     return None if loaded == manifest.adapter else "the adapter in the model differs"
+
+
+def compare_steps(optimizer: Any, wanted: int) -> str | None:
+    """What is wrong with the counts of an optimizer that took `wanted` steps: another number, or an Adam without."""
+    steps = find_optimizer_steps(optimizer)
+    if wanted and not steps and any("betas" in group for group in optimizer.param_groups):
+        return f"the optimizer holds no moments, wanted those of step {wanted}"
+    return f"the optimizer is at step {min(steps)}, wanted {wanted}" if steps - {wanted} else None
 
 
 def find_optimizer_steps(optimizer: Any) -> set[int]:

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from lora_jobs.checkpoints import MANIFEST, find_step, list_checkpoints
 from lora_jobs.errors import RunError
 from lora_jobs.runs import append_metrics, release_lease, renew_lease, take_lease
 from lora_jobs.runs.lease import RENEW_SECONDS
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 def hold_training(run: Run, attempt: Attempt, launch: Launch, *, hang_seconds: float) -> Iterator[HangWatch]:
     """The lease (in rank 0) and the watch, until the block ends. Raises RunError where another job trains the run."""
     lease = take_lease(run, job_id=launch.job_id, restart_count=launch.restart_count) if launch.rank == 0 else None
+    if lease is not None:
+        try:
+            refuse_stale_choice(run, attempt)
+        except BaseException:
+            release_lease(run, lease)
+            raise
     watch = HangWatch(hang_seconds, rank=launch.rank)
     note = {"kind": "note", "event": "hang", "attempt": attempt.number, "rank": launch.rank, "host": launch.host}
 
@@ -42,6 +49,17 @@ def hold_training(run: Run, attempt: Attempt, launch: Launch, *, hang_seconds: f
         if lease is not None:
             with contextlib.suppress(RunError):
                 release_lease(run, lease)
+
+
+def refuse_stale_choice(run: Run, attempt: Attempt) -> None:
+    """RunError where another job committed a newer checkpoint after this one had chosen: the lease came later."""
+    committed = [path for path in list_checkpoints(run.checkpoints) if (path / MANIFEST).exists()]
+    if committed and (find_step(committed[0]) or 0) > attempt.first_step:
+        chosen = attempt.resume_from or "the base model"
+        raise RunError(
+            f"{committed[0].name} was committed by another job after this one had chosen {chosen}",
+            hint=f"the next start chooses it: lora-jobs resume {run.id}",
+        )
 
 
 def build_renewal(run: Run, lease: Lease) -> Callable[[], None]:

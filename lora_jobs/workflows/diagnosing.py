@@ -65,7 +65,8 @@ def diagnose(cluster: str | None = None) -> Diagnosis:
         try:
             findings += look()
         except (LoraJobsError, OSError) as error:
-            findings.append(Finding(area, area, "warning", f"not readable: {error}"))
+            hint = (error.hint if isinstance(error, LoraJobsError) else None) or "mend that, then look again"
+            findings.append(Finding(area, area, "warning", f"not readable: {error}", hint))
     return Diagnosis(tuple(findings))
 
 
@@ -74,7 +75,7 @@ def _find_environment(inventory: Inventory | None) -> tuple[ClusterEnvironment |
     try:
         environments, errors = list_environments()
     except LoraJobsError as error:
-        return None, [Finding("partitions", "envs", "wrong", error.message, error.hint)]
+        return None, [Finding("partitions", "envs", "wrong", error.message, error.hint or "correct the folder")]
     broken = [_describe_broken(error) for error in errors]
     if inventory is None or not inventory.list_partitions():
         return next((found for found in environments if found.scheduler == "local"), None), broken

@@ -45,7 +45,7 @@ def look_at_packages(environment: ClusterEnvironment | None) -> Iterator[Finding
     try:
         found = read_interpreter(python, ["lora-jobs", "submitit", *wanted, *EXTRAS])
     except LoraJobsError as error:
-        hint = f"correct python: in {environment.file}" if environment and environment.python else None
+        hint = f"correct python: in {environment.file}" if environment and environment.python else "install it anew"
         yield Finding(area, "python", "wrong", error.message, hint)
         return
     whose = f"of {environment.file}" if environment and environment.python else "the one that runs lora-jobs"

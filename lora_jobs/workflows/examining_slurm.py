@@ -36,7 +36,12 @@ def look_at_slurm(inventory: Inventory | None) -> Iterator[Finding]:
     else:
         yield Finding("slurm", "commands", "ok", ", ".join(PROGRAMS))
     for note in inventory.notes:
-        yield Finding("slurm", "answers", "wrong" if not inventory.config else "warning", note)
+        if inventory.config:
+            hint = "its lines are missing here; try again, and ask the cluster's support where it stays so"
+            yield Finding("slurm", "answers", "warning", note, hint)
+        else:
+            hint = "`scontrol ping` says whether the controller answers; try again, or on another login node"
+            yield Finding("slurm", "answers", "wrong", note, hint)
     if inventory.config:
         yield from _look_at_config(inventory)
 
@@ -51,7 +56,7 @@ def _look_at_version(version: str | None) -> Finding:
             "version",
             "warning",
             f"{version}: older than what this is written for (20.11)",
-            "try `render` first",
+            "`lora-jobs render SPEC -o DIR`, then `sbatch --test-only` on its script; what is not readable is left out",
         )
     return Finding("slurm", "version", "ok", version)
 
@@ -73,7 +78,7 @@ def _look_at_config(inventory: Inventory) -> Iterator[Finding]:
         weights = {
             key.removeprefix("PriorityWeight").lower(): value
             for key, value in config.items()
-            if key.startswith("PriorityWeight") and value.isdecimal() and int(value)
+            if key.startswith("PriorityWeight") and value not in {"", "0", "(null)"}
         }
         shown = ", ".join(f"{name} {weight}" for name, weight in weights.items()) or "all weights are 0"
         yield Finding("slurm", "priority", "ok", f"multifactor: {shown}")
@@ -101,6 +106,7 @@ def _look_at_config(inventory: Inventory) -> Iterator[Finding]:
             "privacy",
             "warning",
             f"PrivateData={private}: others' jobs are hidden, so is the rank in the queue",
+            "nothing to do: expected starts are right all the same, `lora-jobs plan SPEC` compares them",
         )
     preempt = config.get("PreemptType", "preempt/none")
     if preempt != "preempt/none":
@@ -183,7 +189,8 @@ def look_at_accounts(inventory: Inventory | None, environment: ClusterEnvironmen
         level: Level = "wrong" if enforced else "warning"
         yield Finding(
             "accounts", "accounts", level, f"{find_user()} has none on {inventory.cluster}",
-            "ask your project's leader to add you; jobs will be refused" if enforced else None,
+            "ask your project's leader to add you; jobs will be refused" if enforced
+            else "leave resources.account out; ask your project's leader where hours are to be booked on one",
         )  # fmt: skip
     for association in inventory.associations:
         where = f" in {association.partition}" if association.partition else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.cluster.parsers import is_job_id
-from lora_jobs.cluster.partition import PartitionView, ask_partition, ask_qos
+from lora_jobs.cluster.partition import PartitionView, ask_partition
 from lora_jobs.cluster.queue import count_gpus
 from lora_jobs.cluster.reasons import Reason, explain_reason
 from lora_jobs.cluster.reservations import ask_reservations
@@ -22,7 +22,6 @@ from lora_jobs.workflows.priorities import FactorRow, list_factors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_jobs.cluster.inventory import Qos
     from lora_jobs.cluster.observation import Observation, Sighting
     from lora_jobs.cluster.parsers import SlurmJob
     from lora_jobs.cluster.queue import Place
@@ -131,11 +130,11 @@ def _explain_sighting(run: Run | None, sighting: Sighting, seen: Observation) ->
             run.id if run else None, job.job_id, job.state, job.reason, meaning, "wait", state is not None, (advice,),
             tuple(_describe_request(job)), notes=tuple(notes),
         )  # fmt: skip
-    view = ask_partition(place.partition if place else (job.partition or "").split(",")[0], notes)
-    qos = ask_qos(job.qos, notes) if reason.code.startswith(("QOS", "Max")) and job.qos else None
+    partition = place.partition if place else (job.partition or "").split(",")[0]
+    view = ask_partition(partition, notes)
     numbers = [*_describe_request(job), *_describe_tasks(sighting.tasks), *_describe_place(place)]
     numbers += [*_describe_partition(job, view), *_describe_reservations(reason, job, view, notes)]
-    numbers += _describe_qos(qos)
+    numbers += _find_limits(reason.code, job, partition, seen.config.get("ClusterName"), notes)
     return Explanation(
         run=run.id if run else None,
         job_id=job.job_id,
@@ -220,9 +219,19 @@ def _describe_reservations(reason: Reason, job: SlurmJob, view: PartitionView | 
     return [("reserved", reservation.describe()) for reservation in found]
 
 
-def _describe_qos(qos: Qos | None) -> list[Row]:
-    """The limits that the QOS has set."""
-    if qos is None:
+def _find_limits(code: str, job: SlurmJob, partition: str, cluster: str | None, notes: list[str]) -> list[Row]:
+    """The limits of its QOS (a list from 24.11 on) and of the partition's own, or those of its account."""
+    if not code.startswith(("QOS", "Max", "Assoc")):
         return []
-    limits = [f"{key} {value}" for key, value in qos.raw.items() if key not in {"Name", "Priority", "Flags"}]
-    return [(f"QOS {qos.name}", ", ".join(limits) or "no limits of its own")]
+    from lora_jobs.cluster import limits  # such a limit is seldom the reason
+
+    if code.startswith("Assoc"):
+        if not (job.account and job.user):
+            return []
+        found = limits.ask_association_limits(job.account, job.user, partition, cluster, code, notes)
+        return [("account limit", f"{whose}: {text}") for whose, text in found]
+    own = (job.qos or "").split(",") if job.qos else []
+    of_partition = limits.ask_partition_qos(partition, notes) if partition else None
+    asked = list(dict.fromkeys([*own, *([of_partition] if of_partition else [])]))
+    found = limits.ask_qos_limits(asked, notes) if asked else []
+    return [(f"QOS {name}", text + (", of the partition" if name == of_partition else "")) for name, text in found]

@@ -78,8 +78,13 @@ def read_versions(python: str, names: tuple[str, ...]) -> dict[str, str | None] 
 
 
 def refuse_missing_packages(report: CheckReport, *others: JobSpec) -> None:
-    """ClusterError where the job's environment lacks what this spec (and the others of its sweep) needs: better now
-    than on the node.
+    """ClusterError where find_missing_packages has something to say: better now than on the node."""
+    if (missing := find_missing_packages(report, *others)) is not None:
+        raise missing
+
+
+def find_missing_packages(report: CheckReport, *others: JobSpec) -> ClusterError | None:
+    """What the job's environment lacks that this spec (and the others of its sweep) needs, and how to get it.
 
     An interpreter that only the nodes can start is not asked; `doctor` says that it could not be.
     """
@@ -87,13 +92,13 @@ def refuse_missing_packages(report: CheckReport, *others: JobSpec) -> None:
     needs = dict.fromkeys(need for spec in (report.spec, *others) for need in list_needs(spec))
     installed = read_versions(python, tuple(dict.fromkeys(name for need in needs for name in need.names)))
     if installed is None:
-        return
+        return None
     faults = [fault for need in needs if (fault := need.find_fault(installed)) is not None]
     if not faults:
-        return
+        return None
     install = f"{python} -m pip install '.[train,quantization]' -c envs/constraints.txt in the checkout"
     other = f", or name another interpreter as `python:` in envs/{report.environment.name}.yaml"
-    raise ClusterError(
+    return ClusterError(
         f"the job would run in {python}, which can't train it: {'; '.join(faults)}",
         hint=install + (other if report.backend == "slurm" else ""),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_jobs.checkpoints import (
@@ -14,25 +16,30 @@ from lora_jobs.checkpoints import (
     CheckpointVerdict,
     Drift,
     adopt_checkpoint,
+    best_level,
     choose_checkpoint,
     find_drift,
     find_run_drift,
     list_allowed,
     list_checkpoints,
+    list_failures,
     refuse_drift,
     require_own,
     verify_checkpoint,
 )
 from lora_jobs.cluster.client import requeue_job
-from lora_jobs.errors import CheckpointError, ClusterError, RunError, SubmissionError
+from lora_jobs.errors import CheckpointError, ClusterError, LoraJobsError, RunError, SubmissionError
 from lora_jobs.runs import (
+    STARTED_OVER_FILE,
     Run,
     append_submission,
     find_run,
     find_runs_root,
     hold_run,
+    list_committed_steps,
     load_attempts,
     load_submissions,
+    render_started_over,
     write_atomic,
 )
 from lora_jobs.spec import JobSpec, load_environment, override_spec
@@ -47,6 +54,7 @@ from lora_jobs.workflows.comparing_specs import (
 from lora_jobs.workflows.evidence import read_text
 from lora_jobs.workflows.observing import RunStatus, load_stored_spec, observe_runs
 from lora_jobs.workflows.packages import refuse_missing_packages
+from lora_jobs.workflows.resuming_memory import advise_memory
 from lora_jobs.workflows.submitting import (
     SubmitReport,
     plan_run,
@@ -59,6 +67,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from lora_jobs.checkpoints import Choice
     from lora_jobs.rendering import Plan
     from lora_jobs.runs import Diagnosis
     from lora_jobs.workflows.checking import CheckReport
@@ -143,7 +152,7 @@ def plan_resume(
         return ResumePlan(run, status, stored, (), None, (), finished=False, pending=True)
     refuse_active(run, status)
     finished = run.adapter.is_dir() and verify_checkpoint(run.adapter).good
-    choice = choose_checkpoint(run.checkpoints, accept_unverified=accept_unverified)
+    choice = choose_checkpoint(run.checkpoints, level=best_level(), accept_unverified=accept_unverified)
     chosen = None if from_scratch else choice.chosen
     drift = tuple(find_run_drift(run, choice.chosen, spec))
     changed = bool(find_drift(stored, spec))
@@ -158,9 +167,9 @@ def plan_resume(
         return ResumePlan(run, status, spec, choice.verdicts, chosen, drift, finished=True)
     diagnosis = diagnose_status(run, status)
     if not (changed or force):
-        _refuse_repetition(run, diagnosis)
-    if chosen is None and choice.verdicts and not from_scratch:
-        raise _no_good_checkpoint(run, choice.verdicts)
+        _refuse_repetition(run, diagnosis, partial(check_resume, spec, status, cluster))
+    if chosen is None and not from_scratch:
+        _refuse_loss(run, choice)
     return ResumePlan(
         run,
         status,
@@ -177,24 +186,32 @@ def plan_resume(
     )
 
 
-def _refuse_repetition(run: Run, diagnosis: Diagnosis | None) -> None:
-    """Raises RunError where what ended the run would end it again."""
-    if diagnosis is None or diagnosis.cause.policy != "refuse":
-        return
+def _refuse_repetition(run: Run, diagnosis: Diagnosis | None, check: Callable[[], CheckReport]) -> None:
+    """Raises RunError where what ended the run would end it again; for the GPU's memory with the estimator's advice."""
+    if diagnosis is None or diagnosis.cause.policy != "refuse" or diagnosis.cause.name == "no_checkpoint":
+        return  # what the checkpoints are worth now is looked at by itself
+    advice = diagnosis.cause.advice
+    if diagnosis.cause.name == "gpu_memory":
+        with contextlib.suppress(LoraJobsError):  # a model that can't be estimated: the advice of the table stays
+            change = advise_memory(check())
+            advice = f"lora-jobs resume {run.id} {change}" if change is not None else advice
     raise RunError(
         f"{run.id} would end the same way again: {diagnosis.cause.meaning}"
         + (f" ({diagnosis.evidence})" if diagnosis.evidence else ""),
-        hint=f"{diagnosis.cause.advice}; --force tries it unchanged",
+        hint=f"{advice}; --force tries it unchanged",
     )
 
 
-def _no_good_checkpoint(run: Run, verdicts: Sequence[CheckpointVerdict]) -> CheckpointError:
-    worst = "; ".join(f"{verdict.path.name}: {verdict.reason}" for verdict in verdicts)
-    return CheckpointError(
-        f"none of the {len(verdicts)} checkpoint(s) of {run.id} is good: {worst}",
-        path=run.checkpoints,
-        hint=f"lora-jobs resume {run.id} --from-scratch starts over from the base model",
-    )
+def _refuse_loss(run: Run, choice: Choice) -> None:
+    """Raises CheckpointError where there are folders of checkpoints, or were, and none of them is good."""
+    failures = list_failures(choice, run.checkpoints, known=list_committed_steps(run))
+    failures = failures or [f"{verdict.path.name}: {verdict.reason}" for verdict in choice.verdicts]
+    if failures:
+        raise CheckpointError(
+            f"none of the checkpoints of {run.id} is good: {'; '.join(failures)}",
+            path=run.checkpoints,
+            hint=f"lora-jobs resume {run.id} --from-scratch starts over from the base model",
+        )
 
 
 def check_resume(spec: JobSpec, status: RunStatus, cluster: str | None) -> CheckReport:
@@ -266,6 +283,8 @@ def change_run(run: Run, files: Mapping[str, str], *, start_over: bool) -> Calla
 
     A refused resume must leave the run as it was: else the next one would find other settings, or no checkpoints.
     """
+    if start_over:
+        files = {**files, STARTED_OVER_FILE: render_started_over(run)}
     before = {name: path.read_bytes() if (path := run.directory / name).exists() else None for name in files}
     aside = set_aside_checkpoints(run) if start_over else None
     for name, text in files.items():

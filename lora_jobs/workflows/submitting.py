@@ -39,7 +39,7 @@ from lora_jobs.runs import (
 from lora_jobs.spec import JobSpec, load_spec
 from lora_jobs.units import format_gib
 from lora_jobs.workflows.checking import CheckReport, load_report
-from lora_jobs.workflows.packages import refuse_missing_packages
+from lora_jobs.workflows.packages import find_missing_packages, refuse_missing_packages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +61,8 @@ class SubmitReport:
     submission: Submission | None = None
     expected_start: str | None = None
     reused: bool = False
+    missing: ClusterError | None = None
+    """Of a dry run: what the job's environment lacks, for which `submit` would refuse."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,6 +73,7 @@ class SubmitReport:
             "expected_start": self.expected_start,
             "reused": self.reused,
             "dry_run": self.run is None,
+            "missing_packages": self.missing.message if self.missing else None,
             "check": self.report.to_json(),
         }
 
@@ -176,7 +179,7 @@ def submit_job(
     if not force:
         refuse_unfit(report)
     if dry_run:
-        return planned
+        return replace(planned, missing=find_missing_packages(report))
     if reuse and (finished := find_finished_run(report.spec, find_runs_root())) is not None:
         return SubmitReport(report, plan_run(report, finished.id, finished.directory), finished, reused=True)
     refuse_blockers(report.spec, report.blockers)

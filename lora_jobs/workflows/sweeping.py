@@ -44,7 +44,7 @@ from lora_jobs.spec import (
 )
 from lora_jobs.units import format_gib
 from lora_jobs.workflows.checking import CheckReport, check_spec, load_report
-from lora_jobs.workflows.packages import refuse_missing_packages
+from lora_jobs.workflows.packages import find_missing_packages, refuse_missing_packages
 from lora_jobs.workflows.submitting import (
     SubmitReport,
     find_versions,
@@ -99,6 +99,8 @@ class SweepReport:
     sweep: Sweep | None = None
     submission: Submission | None = None
     expected_start: str | None = None
+    missing: ClusterError | None = None
+    """Of a dry run: what the jobs' environment lacks, for which `submit` would refuse."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -108,6 +110,7 @@ class SweepReport:
             "job_id": self.submission.job_id if self.submission else None,
             "expected_start": self.expected_start,
             "dry_run": self.sweep is None,
+            "missing_packages": self.missing.message if self.missing else None,
             "tasks": [
                 {"run": planned.run_id, **_describe(task)}
                 for planned, task in zip(self.plan.tasks, self.tasks, strict=True)
@@ -170,10 +173,12 @@ def submit_sweep(
             refuse_unfit_tasks(tasks or left_out, len(checked))
         refuse_blocked_tasks(tasks)
         refuse_missing_packages(tasks[0].report, *(task.variant.spec for task in tasks[1:]))
+    shown = tasks or checked
     while True:
-        plan = plan_sweep(base, tasks or checked)
+        plan = plan_sweep(base, shown)
         if dry_run:
-            return SweepReport(base, plan, tasks or checked, left_out)
+            missing = find_missing_packages(shown[0].report, *(task.variant.spec for task in shown[1:]))
+            return SweepReport(base, plan, shown, left_out, missing=missing)
         with contextlib.suppress(RunExistsError):
             return send_sweep(SweepReport(base, plan, tasks, left_out))
 

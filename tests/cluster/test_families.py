@@ -1,4 +1,4 @@
-"""The shipped specs, scaled down to random models of the same families, through a real Slurm to an adapter."""
+"""The shipped specs on random models of the same architectures, tiny ones, through a real Slurm to an adapter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 from slurm_cluster import ACCOUNT
 
 from lora_jobs.checkpoints import verify_checkpoint
+from lora_jobs.checkpoints.tensors import read_header
 from lora_jobs.runs import load_metrics
+from lora_jobs.sizing import find_shape
+from lora_jobs.spec import load_spec
 from lora_jobs.workflows.observing import observe_runs
 from lora_jobs.workflows.submitting import submit_job
 
@@ -69,7 +72,17 @@ def submit_small(name: str, tiny_files: Path) -> Run:
     return report.run
 
 
-def test_five_families_to_their_adapters(
+def test_every_spec_has_its_own_architecture(tiny_files: Path):
+    assert CASES.keys() == {path.stem for path in JOBS.glob("*.yaml")} - {"tiny_gemma2"}
+    for name, (model, *_) in CASES.items():
+        known = load_spec(JOBS / f"{name}.yaml").model.name_or_path
+        real = find_shape("smollm2-135m" if known == "models/smollm2_135m_instruct" else known)
+        tiny = find_shape(str(tiny_files / "models" / model))
+        assert (tiny.model_type, tiny.vision is None) == (real.model_type, real.vision is None), name
+        assert tiny.tie_word_embeddings == real.tie_word_embeddings, name
+
+
+def test_the_shipped_specs_to_their_adapters(
     slurm: SlurmCluster, tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -87,3 +100,6 @@ def test_five_families_to_their_adapters(
         assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2], name
         before, *_, after = [row["eval_loss"] for row in rows if row["kind"] == "eval"]
         assert after < before, name
+    adapted, _ = read_header(runs["gemma3_4b"].adapter / "adapter_model.safetensors")
+    assert len(adapted) == 3 * 7 * 2  # layers, projections, A and B: the text model's, none of the vision tower's
+    assert {key.partition(".layers.")[0] for key in adapted} == {"base_model.model.model.language_model"}

@@ -53,6 +53,7 @@ class Damage:
     kinds: tuple[str, ...] = ("plain", "zero2")
     ours_only: bool = False
     expected: tuple[str, ...] = ("fell back",)
+    needs_root: bool = False
 
 
 def remove(path: Path) -> None:
@@ -244,6 +245,18 @@ DAMAGES: tuple[Damage, ...] = (
     Damage("the manifest of another run", lambda s: shutil.copy(s.foreign / MANIFEST, s.newest), ours_only=True),
     Damage("a file that nobody committed", lambda s: (s.newest / "extra.pt").touch(), ours_only=True),
 )
+
+# Whole, but somebody else could have written it. Only root can give files away.
+OTHERS = 65534
+OPEN: tuple[Damage, ...] = (
+    Damage("the adapter can be written by everyone", lambda s: (s.newest / ADAPTER).chmod(0o666)),
+    Damage("the newest folder can be written by everyone", lambda s: s.newest.chmod(0o777), PLAIN),
+    Damage("the newest folder is another user's", lambda s: os.chown(s.newest, OTHERS, OTHERS), PLAIN, needs_root=True),
+    Damage(
+        "an optimizer shard is another user's", lambda s: os.chown(s.find("shard1"), OTHERS, OTHERS), ZERO,
+        needs_root=True,
+    ),
+)  # fmt: skip
 
 # The same, but committed so: what a hash over wrong bytes cannot tell, and only their meaning can.
 COMMITTED: tuple[Damage, ...] = (

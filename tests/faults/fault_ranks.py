@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stock_training import SAVE_STEPS, STEPS, StockJob
 from tiny_runs import Job, RankServer, create_tiny_run, hash_adapter, read_logs
 
-from lora_jobs.runs import EXIT_NO_CHECKPOINT, Run, load_attempts
+from lora_jobs.runs import EXIT_NO_CHECKPOINT, Run, load_attempts, load_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,8 +125,8 @@ def resume_ours(server: RankServer, run: Run, ranks: int, *, older: str, referen
     if hung:
         return Outcome("hung", read_logs(run)[-500:])
     if any(codes):
-        refused = attempt.exit_code in (2, 5, EXIT_NO_CHECKPOINT) and attempt.last_committed_step == attempt.first_step
-        refused = refused or attempt.exit_code == EXIT_NO_CHECKPOINT
+        trained = any(row["kind"] == "train" and row["attempt"] == attempt.number for row in load_metrics(run))
+        refused = attempt.exit_code in (2, 5, EXIT_NO_CHECKPOINT) and not trained
         return Outcome("refused" if refused else "crashed", attempt.reason or f"exit codes {codes}")
     same = hash_adapter(run) == reference
     if attempt.resume_from == older:

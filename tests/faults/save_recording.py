@@ -2,7 +2,7 @@
 
 Recorded by strace from the ranks of a run that saves twice and rotates; `recorded_save.json` is one such recording.
 An operation is ["mkdir", path], ["write", path, bytes], ["rename", from, to], ["unlink", path], ["rmdir", path] or
-["sync", path]; paths are relative to checkpoints/.
+["sync", path]; paths are relative to checkpoints/, which is ".".
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import random
 
 Operation = list[str | int]
+ROOT = "."
 RECORDING = Path(__file__).with_name("recorded_save.json")
 CALLS = (
     "openat,creat,write,pwrite64,writev,pwritev,sendfile,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,"
@@ -89,6 +90,8 @@ def _read_call(name: str, arguments: str, result: int, root: Path) -> Operation 
 
 def _relative(path: str, root: Path) -> str | None:
     prefix = f"{root}/"
+    if path == str(root):
+        return ROOT
     return path.removeprefix(prefix).rstrip("/") if path.startswith(prefix) and path != prefix else None
 
 
@@ -103,6 +106,9 @@ class Replay:
         self.directory = directory
         self.done = 0
         self.unsynced: set[str] = set()
+        self.unnamed: list[Operation] = []
+        """What was done to folders that were not flushed since: it may be undone, whatever the files hold."""
+        self._removed: dict[str, bytes] = {}
         self._written: dict[str, int] = {}
         self._total: dict[int, int] = {}
         self._content: dict[int, bytes] = {}
@@ -133,6 +139,8 @@ class Replay:
         operation = self.operations[self.done]
         kind, name = operation[0], str(operation[1])
         path = self.directory / name
+        if kind in {"mkdir", "rename", "unlink", "rmdir"} or (kind == "write" and not path.exists()):
+            self.unnamed.append(operation)
         if kind == "mkdir":
             path.mkdir(exist_ok=True)
         elif kind == "write":
@@ -142,11 +150,13 @@ class Replay:
             if name in self.unsynced:
                 self.unsynced.add(str(operation[2]))
         elif kind == "unlink":
+            self._removed[name] = path.read_bytes() if path.is_file() else b""
             path.unlink(missing_ok=True)
         elif kind == "rmdir":
             path.rmdir()
         elif kind == "sync":
             self.unsynced.discard(name)
+            self.unnamed = [each for each in self.unnamed if str(Path(str(each[1])).parent) != name]
         if kind in {"rename", "unlink"}:
             self.unsynced.discard(name)
             self._written.pop(name, None)
@@ -164,7 +174,10 @@ class Replay:
             self._written[name] = written + count
 
     def lose_power(self, directory: Path, chance: random.Random) -> None:
-        """A copy of the present state in which each file that was never flushed is whole, cut, zeroed or gone."""
+        """A copy of the present state in which each file that was never flushed is whole, cut, zeroed or gone.
+
+        Of what was done to folders that were not flushed, each act is there or is not.
+        """
         shutil.copytree(self.directory, directory)
         for name in self.unsynced:
             path = directory / name
@@ -178,6 +191,26 @@ class Replay:
                     path.write_bytes(bytes(size))
                 case 2:
                     path.write_bytes(path.read_bytes()[: size // 2])
+        for operation in reversed(self.unnamed):
+            if chance.randrange(2):
+                self._undo(operation, directory)
+
+    def _undo(self, operation: Operation, directory: Path) -> None:
+        """As if a folder's entry had never been made, changed or taken away; nothing where its folder is gone."""
+        kind, name = operation[0], str(operation[1])
+        path = directory / name
+        if not path.parent.is_dir():
+            return
+        if kind == "rmdir":
+            path.mkdir(exist_ok=True)
+        elif kind == "unlink":
+            path.write_bytes(self._removed[name])
+        elif kind == "rename" and (target := directory / str(operation[2])).exists():
+            target.rename(path)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def render_recording(operations: list[Operation]) -> str:

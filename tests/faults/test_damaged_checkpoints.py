@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from damage import COMMITTED, DAMAGES, NOTHING, Damage, Scene, damage
+from damage import COMMITTED, DAMAGES, NOTHING, OPEN, Damage, Scene, damage
 from fault_ranks import Outcome, Stopped, copy_run, copy_stock, resume_ours, resume_stock
 
 from lora_jobs.checkpoints import choose_checkpoint, list_checkpoints
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 LONG = os.environ.get("LORA_JOBS_FAULTS") == "long"
 CASES = [
     (case, kind, committed)
-    for rows, committed in ((DAMAGES, False), (COMMITTED, True))
+    for rows, committed in ((DAMAGES, False), (OPEN, False), (COMMITTED, True))
     for case in rows
     for kind in case.kinds
 ]
@@ -59,6 +59,8 @@ def test_nothing_is_trained_from_a_damaged_checkpoint(
 ) -> None:
     """Without training: which checkpoint the batch script would choose."""
     case, kind, committed = values
+    if case.needs_root and os.geteuid() != 0:
+        pytest.skip("only root can give files away")
     found = stopped(kind)
     marker = tmp_path / "executed"
     run = damage_ours(found, case, committed, tmp_path / "run", marker)
@@ -82,6 +84,8 @@ def test_stock_and_ours_side_by_side(
     record: Callable[..., None],
 ) -> None:
     case, kind, committed = values
+    if case.needs_root and os.geteuid() != 0:
+        pytest.skip("only root can give files away")
     found = stopped(kind)
     marker = tmp_path / "executed"
     run = damage_ours(found, case, committed, tmp_path / "run", marker)
@@ -144,3 +148,24 @@ def test_when_every_checkpoint_is_damaged_nothing_is_trained(
     record("damage", "every checkpoint is damaged", kind=kind, stock=stock.verdict, stock_detail=stock.detail,
            ours=ours.verdict, ours_detail=ours.detail, good_one_exists=False)  # fmt: skip
     assert ours.verdict == "refused", ours
+
+
+@pytest.mark.skipif(not LONG, reason="part of the long form: make faults")
+@pytest.mark.parametrize("kind", ["plain", "zero2"])
+def test_a_folder_that_everyone_can_write_is_not_resumed_from(
+    kind: str, stopped: Callable[[str], Stopped], server: RankServer, tmp_path: Path, record: Callable[..., None]
+) -> None:
+    """Its checkpoints are whole, and anybody could have put them there."""
+    found = stopped(kind)
+    run = copy_run(found.run, tmp_path / "run")
+    run.checkpoints.chmod(0o777)
+    ours = resume_ours(server, run, found.ranks, older="checkpoint-2", reference=found.reference)
+    job = copy_stock(found.stock, tmp_path / "stock")
+    (tmp_path / "stock").chmod(0o777)
+    stock = resume_stock(server, job, found.ranks, reference=found.stock_reference)
+    record("damage", "checkpoints/ can be written by everyone", kind=kind, stock=stock.verdict,
+           stock_detail=stock.detail, ours=ours.verdict, ours_detail=ours.detail, good_one_exists=False)  # fmt: skip
+    assert ours.verdict == "refused", ours
+    run.checkpoints.chmod(0o700)
+    ours = resume_ours(server, run, found.ranks, older="checkpoint-2", reference=found.reference)
+    assert (ours.verdict, ours.detail) == ("accepted, same result", "resumed from checkpoint-4")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fault_ranks import KINDS, Stopped, copy_run, copy_stock, resume_stock
 
+from lora_jobs.checkpoints.drift import _RULES
 from lora_jobs.errors import LoraJobsError
+from lora_jobs.spec import load_spec, override_spec, render_spec
 from lora_jobs.training.attempt import choose_start
 from lora_jobs.workflows.resuming import plan_resume
 
@@ -48,7 +50,54 @@ CASES: tuple[tuple[str, Any, str], ...] = (
     ("model.dtype", "bfloat16", REFUSE),
     ("model.revision", "v2", REFUSE),
     ("resources.gpus_per_node", 2, ASK),
+    ("name", "other", FREE),
+    ("model.name_or_path", "org/other", REFUSE),
+    ("model.attn_implementation", "eager", ASK),
+    ("model.device_map", "auto", FREE),
+    ("model.trust_remote_code", True, ASK),
+    ("data.train", "OTHER", ASK),
+    ("data.eval", "OTHER", FREE),
+    ("training.lr_scheduler_type", "constant", ASK),
+    ("training.adam_beta1", 0.8, REFUSE),
+    ("training.adam_beta2", 0.9, REFUSE),
+    ("training.adam_epsilon", 1e-6, REFUSE),
+    ("training.bf16", True, REFUSE),
+    ("training.fp16", True, REFUSE),
+    ("training.per_device_eval_batch_size", 1, FREE),
+    ("training.eval_accumulation_steps", 2, FREE),
+    ("training.activation_checkpointing", True, FREE),
+    ("training.dataloader_num_workers", 1, FREE),
+    ("training.dataloader_pin_memory", False, FREE),
+    ("training.torch_empty_cache_steps", 5, FREE),
+    ("training.report_to", [], FREE),
+    ("training.final_metrics", ["bleu"], FREE),
+    ("training.final_examples", 3, FREE),
+    ("training.max_new_tokens", 5, FREE),
+    ("training.targets", {"eval_loss": 1.0}, FREE),
+    ("deepspeed", {"zero_stage": 2}, REFUSE),
+    ("deepspeed.zero_stage", 1, REFUSE),
+    ("deepspeed.torch_autocast", True, REFUSE),
+    ("deepspeed.offload_optimizer", True, ASK),
+    ("deepspeed.allgather_bucket_size", 1000000, FREE),
+    ("deepspeed.reduce_bucket_size", 1000000, FREE),
+    ("deepspeed.overlap_comm", True, FREE),
+    ("deepspeed.contiguous_gradients", False, FREE),
+    ("resume.max_attempts", 3, FREE),
 )
+# What the stored spec has to say before this key can be changed alone.
+STORED: dict[str, tuple[str, ...]] = {
+    "model.trust_remote_code": (f"model.revision={'a' * 40}",),
+    "training.final_metrics": ("data.eval=OTHER",),
+    "training.targets": ("data.eval=OTHER",),
+    "deepspeed.torch_autocast": ("training.bf16=true",),
+}
+# No run's spec can differ in these: a run of a sweep has its own values, and the other key has one value only.
+ALIKE = {"sweep", "model.low_cpu_mem_usage"}
+
+
+def test_every_rule_has_a_case() -> None:
+    cases = {case[0] for case in CASES}
+    assert set(_RULES) - cases - {key.partition(".")[0] for key in cases} == ALIKE
 
 
 @pytest.fixture
@@ -60,10 +109,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("key", "value", "expected"), CASES, ids=[case[0] for case in CASES])
 def test_drift_of_a_key(
-    key: str, value: Any, expected: str, stopped: Callable[[str], Stopped], home: Path, record: Callable[..., None]
+    key: str,
+    value: Any,
+    expected: str,
+    stopped: Callable[[str], Stopped],
+    tiny: Path,
+    home: Path,
+    record: Callable[..., None],
 ) -> None:
-    run = copy_run(stopped("plain").run, home / "plain_stopped-1")
-    override = f"{key}={json.dumps(value)}"
+    run = copy_run(stopped("zero2" if key.startswith("deepspeed.") else "plain").run, home / "stopped-1")
+    other = str(tiny / "data" / "tiny" / "eval.jsonl")
+    for path in [run.spec_path, *run.directory.glob("attempt-*.spec.yaml")]:
+        before = [each.replace("OTHER", other) for each in STORED.get(key, ())]
+        path.write_text(render_spec(override_spec(load_spec(path), before)))
+    override = f"{key}={json.dumps(other if value == 'OTHER' else value)}"
     seen, why = FREE, ""
     try:
         plan_resume(run.id, [override])

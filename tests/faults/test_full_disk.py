@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fault_ranks import (
     KINDS,
+    LONGEST_SECONDS,
     Stopped,
     copy_stock,
     fault,
@@ -27,7 +28,7 @@ from interruptions import finish, interrupt
 from tiny_runs import Job, RankServer, create_tiny_run, hash_adapter, read_logs
 
 from lora_jobs.checkpoints import choose_checkpoint
-from lora_jobs.runs import EXIT_DISK_FULL, load_attempts
+from lora_jobs.runs import EXIT_DISK_FULL, EXIT_HANG, load_attempts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,3 +162,63 @@ def test_a_rank_that_stands_still_within_a_save_and_goes_on(
            ours="waited, same result" if ended.codes == [0, 0] else "ended")  # fmt: skip
     assert ended.codes == [0, 0], read_logs(run)
     assert hash_adapter(run) == found.reference
+
+
+@pytest.mark.skipif(not LONG, reason="part of the long form: make faults")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_stands_still_within_a_save_for_ever(
+    rank: int, stopped: Callable[[str], Stopped], server: RankServer, tiny: Path, tmp_path: Path,
+    record: Callable[..., None],
+) -> None:  # fmt: skip
+    """The other one's hang watch ends it, srun ends what is left, and the save is no checkpoint."""
+    found = stopped("zero2")
+    run = create_tiny_run(tmp_path, "stuck-1", tiny, **KINDS["zero2"][0], resume={"hang_seconds": 5})
+
+    def wait_for_the_watch(job: Job) -> None:
+        other = job.pids[1 - rank]
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while (code := server.ask({"poll": other})["code"]) is None:
+            assert time.monotonic() < deadline, read_logs(run)
+            time.sleep(0.1)
+        job.codes[other] = code
+        job.kill(signal.SIGKILL, ranks=[rank])
+
+    ended = interrupt(server, run, 2, faults={rank: [fault("on_save", 4, "SIGSTOP")]}, meanwhile=wait_for_the_watch)
+    choice = choose_checkpoint(run.checkpoints)
+    chosen = choice.chosen.name if choice.chosen else None
+    same = finish(server, run, 2) == found.reference
+    code = ended.codes[1 - rank]
+    record("stall", f"rank {rank} stands still for ever in a save", kind="zero2", hung=code != EXIT_HANG,
+           ours="ended by the hang watch, same result" if same else "other result")  # fmt: skip
+    assert code == EXIT_HANG, read_logs(run)
+    assert (chosen, same) == ("checkpoint-2", True)
+
+
+def test_a_record_that_cannot_be_flushed_costs_every_rank_that_save(
+    stopped: Callable[[str], Stopped], server: RankServer, tiny: Path, tmp_path: Path, record: Callable[..., None]
+) -> None:
+    """Rank 0's metrics lie for one save where fsync fails: no rank commits it, and all go on to the next."""
+    found = stopped("zero2")
+    run = create_tiny_run(tmp_path, "unflushed-1", tiny, **KINDS["zero2"][0])
+    kept = run.directory / "kept"
+
+    def fail_once(job: Job) -> None:
+        wait_until_stopped(job.pids[0])
+        run.metrics_path.rename(kept)
+        run.metrics_path.symlink_to("/dev/full")
+        job.kill(signal.SIGCONT, ranks=[0])
+        wait_until_stopped(job.pids[0])
+        kept.replace(run.metrics_path)
+        job.kill(signal.SIGCONT, ranks=[0])
+
+    stops = [fault("on_save", 4, "SIGSTOP"), fault("on_step_begin", 4, "SIGSTOP")]
+    ended = interrupt(server, run, 2, faults={0: stops}, meanwhile=fail_once)
+    steps = [verdict.step for verdict in choose_checkpoint(run.checkpoints).verdicts]
+    log = read_logs(run)
+    same = ended.codes == [0, 0] and hash_adapter(run) == found.reference
+    record("stop", "rank 0's record can't be flushed at a save", kind="zero2", hung=ended.hung,
+           ours="save skipped by all, same result" if same else "ended")  # fmt: skip
+    assert ended.codes == [0, 0], log
+    assert f"checkpoint 4 was not committed: rank 0: cannot write {run.metrics_path}: Invalid argument" in log
+    assert not (run.checkpoints / "checkpoint-4").exists()
+    assert (steps, same) == ([8], True)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, of one rank or of all: the run ends as if nothing had happened."""
+"""kill -9 at random moments, of one rank, of all, of what starts them: the run ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fault_ranks import KINDS, SAVE_STEPS, wait_or_end
-from interruptions import Interrupted, finish, interrupt
+from interruptions import Interrupted, find_lost_steps, finish, interrupt
+from outside import Batch, Launched
 from tiny_runs import Job, RankServer, create_tiny_run, hash_adapter, read_logs
 
 from lora_jobs.checkpoints import verify_checkpoint
@@ -31,6 +32,12 @@ LAUNCHER_SECONDS = 10.0
 LONG = os.environ.get("LORA_JOBS_FAULTS") == "long"
 KILLS = int(os.environ.get("LORA_JOBS_FAULTS_KILLS", "300")) if LONG else 6
 NAMES = list(KINDS)
+# Some of the kills are of the launcher or the batch shell, each in runs of their own; the short form has none of them.
+OUTSIDE = {"launcher": Launched, "batch shell": Batch}
+OUTSIDE_RUNS = (2 if KILLS >= 100 else 1) if LONG else 0
+RANK_KILLS = max(KILLS - len(OUTSIDE) * OUTSIDE_RUNS * KILLS_PER_RUN, KILLS_PER_RUN)
+# To start a launcher or a shell and what it starts takes so much longer than to fork ranks: Python and its libraries.
+START_SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,7 @@ def whole(
     return get
 
 
-@pytest.mark.parametrize("number", range(-(-KILLS // KILLS_PER_RUN)))
+@pytest.mark.parametrize("number", range(-(-RANK_KILLS // KILLS_PER_RUN)))
 def test_kill_9_at_random_moments_changes_nothing(
     number: int,
     server: RankServer,
@@ -73,7 +80,7 @@ def test_kill_9_at_random_moments_changes_nothing(
     told: dict[str, Any] = {"kills": 0, "one_rank": 0, "ended_by_launcher": 0, "worst_lost_steps": 0}
     results = []
 
-    while told["kills"] < min(KILLS_PER_RUN, KILLS - number * KILLS_PER_RUN):
+    while told["kills"] < min(KILLS_PER_RUN, RANK_KILLS - number * KILLS_PER_RUN):
         victims = [chance.randrange(ranks)] if chance.random() < 0.5 else None
         ended = interrupt_after(server, run, ranks, chance.uniform(0.05, longest), victims)
         if ended is None:
@@ -89,7 +96,9 @@ def test_kill_9_at_random_moments_changes_nothing(
     results.append(hash_adapter(run) if whole_already else finish(server, run, ranks))
     same = set(results) == {reference}
 
-    record("kill", f"{kind} {number}", kind=kind, ours="same result" if same else "other result", **told)
+    record(
+        "kill", f"{kind} {number}", kind=kind, victim="ranks", ours="same result" if same else "other result", **told
+    )
     assert same
     assert told["worst_lost_steps"] <= SAVE_STEPS
 
@@ -113,3 +122,43 @@ def interrupt_after(
 
     ended = interrupt(server, run, ranks, meanwhile=kill, patience=LAUNCHER_SECONDS)
     return ended if killed else None
+
+
+@pytest.mark.parametrize("number", range(OUTSIDE_RUNS))
+@pytest.mark.parametrize("victim", OUTSIDE)
+def test_kill_9_of_what_starts_the_ranks(
+    victim: str,
+    number: int,
+    tiny: Path,
+    tmp_path: Path,
+    whole: Callable[[str], tuple[str, float]],
+    record: Callable[..., None],
+) -> None:
+    """The launcher, whose ranks train on without it; the batch shell, whose job Slurm then ends."""
+    chance = random.Random(number)  # noqa: S311 - repeatable
+    reference, longest = whole("plain")
+    longest += START_SECONDS
+    starts = OUTSIDE[victim](tmp_path, tiny, KINDS["plain"][0])
+    told = {"kills": 0, "one_rank": 0, "worst_lost_steps": 0}
+    results = []
+
+    run = starts.create()
+    while told["kills"] < KILLS_PER_RUN:
+        if not starts.kill(run, chance.uniform(0.05, longest), chance):
+            longest *= 0.7
+        else:
+            told["kills"] += 1
+            told["worst_lost_steps"] = max(told["worst_lost_steps"], find_lost_steps(run))
+        if run.adapter.exists() and verify_checkpoint(run.adapter).good:
+            results.append(hash_adapter(run))
+            run = starts.create()
+        else:
+            starts.start(run)
+    starts.wait(run)
+    results.append(hash_adapter(run))
+    same = set(results) == {reference}
+
+    record("kill", f"{victim} {number}", kind="plain", victim=victim, ours="same result" if same else "other result",
+           **told)  # fmt: skip
+    assert same, read_logs(run)
+    assert told["worst_lost_steps"] <= SAVE_STEPS

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from fault_ranks import KINDS, fault, wait_or_end, wait_until_stopped
 from interruptions import interrupt
-from test_local_runs import EVERY, Shell, wait_for_end
+from test_local_runs import EVERY, Shell, kill_everything, wait_for_end
 from tiny_runs import RankServer, create_tiny_run, hash_adapter, read_logs, wait_for_step
 
+from lora_jobs.checkpoints import choose_checkpoint, load_manifest
 from lora_jobs.cluster.local import find_local_processes
 from lora_jobs.runs import EXIT_NO_PROGRESS, load_attempts, load_submissions
+from lora_jobs.spec import load_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,3 +81,32 @@ def test_two_starts_at_once(
            ours="one refused, same result" if same else "other result")  # fmt: skip
     assert 5 in second
     assert same, read_logs(run)
+
+
+@pytest.mark.skipif(not LONG, reason="part of the long form: make faults")
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_killed_run_goes_on_with_another_number_of_processes(
+    before: int, after: int, tiny: Path, tmp_path: Path, record: Callable[..., None]
+) -> None:
+    """`resume --gpus N` as a user types it: converted, the global batch kept, and the next commit is of N processes."""
+    shell = Shell(tiny, tmp_path / "runs")
+    sizes = {"lora.lora_dropout": 0, "resources.gpus_per_node": before, "training.gradient_accumulation_steps": after}
+    sets = [word for key, value in sizes.items() for word in ("--set", f"{key}={value}")]
+    whole = Shell(tiny, tmp_path / "whole").submit("--wait", *sets)
+    run = shell.submit(*sets)
+    wait_for_step(run, EVERY + 1, commits=EVERY)
+    kill_everything(run)
+    assert not run.adapter.exists(), "killed too late to show anything"
+    plain = shell.run("resume", run.id, "--set", f"resources.gpus_per_node={after}")
+    done = shell.run("resume", run.id, "--gpus", f"{after}", "--wait")
+    verdict = choose_checkpoint(run.checkpoints, level=3).verdicts[0]
+    spec = load_spec(run.spec_path)
+    same = run.adapter.is_dir() and hash_adapter(run) == hash_adapter(whole)
+    record("stop", f"kill -9 of {before} processes, then resume --gpus {after}", ours_detail=done.stdout[-300:],
+           ours="converted, same result" if same else "converted")  # fmt: skip
+    assert (plain.returncode, "another number of processes" in plain.stderr) == (5, True), plain.stderr
+    assert done.returncode == 0, done.stderr + read_logs(run)
+    assert f"to {after} process(es)" in read_logs(run)
+    assert (verdict.good, load_manifest(verdict.path).world_size) == (True, after), verdict.reason
+    assert (spec.resources.world_size, spec.training.gradient_accumulation_steps) == (after, before)
+    assert same

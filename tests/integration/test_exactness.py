@@ -6,11 +6,13 @@ import json
 import math
 import signal
 import sqlite3
+import time
 from contextlib import closing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tiny_runs import read_logs, wait_for_step
+from tiny_runs import build_spec, read_logs, wait_for_step
 
 from lora_jobs.runs import EXIT_SAVED, load_attempts, load_metrics
 from lora_jobs.units import format_gib
@@ -185,6 +187,30 @@ def test_final_metrics_beside_their_targets(count: int, ranks: RankServer, make_
     answers, wanted = ["A large red square.", "A small line."], ["A large red square.", "A small blue line."]
     assert score_bleu(answers, wanted) == corpus_bleu(answers, [wanted]).score
     assert score_bleu(wanted, wanted) == pytest.approx(100)
+
+
+def test_each_answer_of_the_final_measure_is_a_sign_of_life(tiny: Path) -> None:
+    """The hang watch gives the finish an hour in all, unless it hears that a rank gets on."""
+    from transformers import AutoModelForCausalLM
+
+    from lora_jobs.training.agreement import Agreement
+    from lora_jobs.training.data import load_examples
+    from lora_jobs.training.measures import answer_examples
+    from lora_jobs.training.model import load_tokenizer
+
+    spec = build_spec(tiny, training={"final_metrics": ["bleu"], "final_examples": 3, "max_new_tokens": 2})
+    tokenizer = load_tokenizer(spec.model)
+    assert spec.data.eval is not None
+    trainer: Any = SimpleNamespace(
+        eval_dataset=load_examples(spec.data.eval, spec.data, tokenizer).dataset,
+        args=SimpleNamespace(process_index=0, world_size=1),
+        model=AutoModelForCausalLM.from_pretrained(spec.model.name_or_path),
+        processing_class=tokenizer,
+    )
+    beats: list[float] = []
+    answers = answer_examples(trainer, spec.training, Agreement(1), beat=lambda: beats.append(time.monotonic()))
+    assert (len(answers), len(beats)) == (3, 3)
+    assert beats == sorted(set(beats))
 
 
 def test_examples_without_prompts_leave_bleu_unmeasured(

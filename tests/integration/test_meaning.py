@@ -21,6 +21,7 @@ from lora_jobs.checkpoints import (
     verify_checkpoint,
     verify_foreign,
 )
+from lora_jobs.runs import Run, load_attempts
 from lora_jobs.workflows.verifying import verify_path_or_run
 
 if TYPE_CHECKING:
@@ -43,10 +44,20 @@ KINDS: dict[str, tuple[dict[str, Any], int]] = {
         },
         2,
     ),
+    "zero3": (
+        {
+            "training": {**STEPS, "bf16": True},
+            "deepspeed": {"zero_stage": 3},
+            "resources": {"gpus_per_node": 2},
+        },
+        2,
+    ),
+    "zero0": ({"training": {**STEPS, "bf16": True}, "deepspeed": {"zero_stage": 0}}, 1),
 }
 ADAPTER = "adapter_model.safetensors"
 MODEL = "global_step4/mp_rank_00_model_states.pt"
 SHARD = "global_step4/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+MODEL_3 = "global_step4/zero_pp_rank_1_mp_rank_00_model_states.pt"
 NAN = struct.pack("<f", float("nan"))
 
 
@@ -98,6 +109,13 @@ def spoil(key: str, value: Any) -> Any:
     return value
 
 
+def spoil_last(path: Path) -> None:
+    """What was written last: of DeepSpeed without ZeRO, its fp32 copy of the weights."""
+    with zipfile.ZipFile(path) as archive:
+        numbers = [int(name.rpartition("/")[2]) for name in archive.namelist() if re.search(r"/data/\d+$", name)]
+    rewrite(path, f"/data/{max(numbers)}", lambda data: NAN + data[4:])
+
+
 DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "adapter not finite": ("plain", adapter(spoil), "layers.1.mlp.up_proj.lora_A.weight is not finite"),
     "adapter untrained": (
@@ -122,6 +140,39 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
         "up_proj.lora_A.weight is not what DeepSpeed's module holds",
     ),
     "step of DeepSpeed": ("zero2", number(MODEL, "global_steps", 3), "global_steps of DeepSpeed is 3, wanted 4"),
+    "step of DeepSpeed, ZeRO-3": (
+        "zero3",
+        number(MODEL_3, "global_steps", 3),
+        "global_steps of DeepSpeed is 3, wanted 4",
+    ),
+    "world of DeepSpeed, ZeRO-3": (
+        "zero3",
+        number(MODEL_3, "dp_world_size", 4),
+        "dp_world_size of DeepSpeed is 4, wanted 2",
+    ),
+    "step of the optimizer, ZeRO-3": (
+        "zero3",
+        lambda directory: rewrite(directory / SHARD, "data/0", lambda _: struct.pack("<f", 3.0)),
+        "step of parameter 0 in the optimizer shard of rank 1 is 3, wanted 4",
+    ),
+    "moments not finite, ZeRO-3": (
+        "zero3",
+        lambda directory: rewrite(directory / SHARD, "data/1", lambda data: NAN + data[4:]),
+        "the optimizer shard of rank 1: state.0.exp_avg is not finite",
+    ),
+    "step of DeepSpeed, no ZeRO": ("zero0", number(MODEL, "global_steps", 3), "global_steps of DeepSpeed is 3, wanted"),
+    "master not finite, no ZeRO": (
+        "zero0",
+        lambda directory: spoil_last(directory / MODEL),
+        "DeepSpeed's optimizer: fp32_",
+    ),
+    "no optimizer, no ZeRO": (
+        "zero0",
+        lambda directory: rewrite(
+            directory / MODEL, "data.pkl", lambda data: re.sub(rb"\0optimizer(?=[qr])", b"\0optimizeR", data)
+        ),
+        "DeepSpeed's optimizer holds no state",
+    ),
     "world of DeepSpeed": ("zero2", number(MODEL, "dp_world_size", 4), "dp_world_size of DeepSpeed is 4, wanted 2"),
 }
 
@@ -147,6 +198,20 @@ def test_a_real_checkpoint_is_good_at_every_level(kind: str, trained: dict[str, 
     assert verdict.good, verdict.reason
     assert verdict.reason.endswith("files without a manifest: structure and meaning hold, nobody knows the bytes")
     assert not verify_checkpoint(foreign, level=3).good
+
+
+@pytest.mark.parametrize("kind", ["zero0", "zero3"])
+def test_these_stages_go_on_to_the_same_checkpoint(
+    kind: str, trained: dict[str, Path], ranks: RankServer, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "again-1")
+    shutil.copytree(trained[kind].parents[1], run.directory)
+    for path in (run.checkpoints / "checkpoint-4", run.adapter):
+        shutil.rmtree(path)
+    count = KINDS[kind][1]
+    assert ranks.start(run, count).wait() == [0] * count, read_logs(run)
+    assert load_attempts(run)[-1].resume_from == "checkpoint-2"
+    assert load_manifest(run.checkpoints / "checkpoint-4").adapter == load_manifest(trained[kind]).adapter
 
 
 def test_the_manifest_says_what_was_trained_and_who_wrote_what(trained: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,40 @@ def test_a_saved_config_reads_back_as_the_row(shape: ModelShape, tmp_path: Path)
         shape.tie_word_embeddings, shape.sliding_window, shape.max_position_embeddings,
     )  # fmt: skip
     assert count_parameters(read) == count_parameters(shape)
+
+
+QWEN = {
+    "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 5, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 2,
+}  # fmt: skip
+WINDOW = {"use_sliding_window": True, "sliding_window": 64}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**WINDOW, "max_window_layers": 3},
+        {**WINDOW, "max_window_layers": 0},
+        {**WINDOW, "max_window_layers": 5},
+        WINDOW,
+        {"use_sliding_window": True, "max_window_layers": 1},
+        {**WINDOW, "sliding_window": None, "max_window_layers": 1},
+        {"sliding_window": 64, "max_window_layers": 1},
+    ],
+)
+def test_the_layers_that_slide_are_those_of_transformers(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **QWEN, **changes}))
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    shape = find_shape(str(tmp_path))
+    slides = [shape.slides(layer) for layer in range(5)]
+    assert slides == [kind == "sliding_attention" for kind in theirs.layer_types]
+    assert (shape.sliding_window, shape.mask_types) == ((theirs.sliding_window, 2) if any(slides) else (None, 1))
+    theirs.save_pretrained(tmp_path)  # with layer_types, which the hub's files leave out
+    read = find_shape(str(tmp_path))
+    assert [read.slides(layer) for layer in range(5)] == slides
 
 
 @pytest.mark.parametrize("variant", ["r 64, all seven", "all-linear", "rank patterns", "trained tokens"])

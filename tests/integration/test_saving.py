@@ -68,6 +68,18 @@ def test_one_missed_save_does_not_stop_the_run(ranks: RankServer, make_run: Call
     assert verify_checkpoint(run.adapter).good
 
 
+def test_an_adapter_that_cannot_be_put_in_its_place_is_told_by_every_rank(
+    ranks: RankServer, make_run: Callable[..., Run]
+) -> None:
+    """A link where the adapter goes: only rank 0 looks there, and the other rank hears of it."""
+    run = make_run("linked-1", **{**TWO, "training": {"max_steps": 1, "save_steps": 1}})
+    run.adapter.symlink_to(run.directory)
+    assert ranks.start(run, 2).wait() == [5, 5], read_logs(run)
+
+    reason = f"the adapter could not be saved: rank 0: {run.adapter} is a link"
+    assert [note["reason"][: len(reason)] for note in list_notes(run, "failed")] == [reason] * 2
+
+
 def test_a_checkpoint_larger_than_the_disk_is_not_begun(ranks: RankServer, make_run: Callable[..., Run]) -> None:
     run = make_run("small-1", **TWO)
     run.estimate_path.write_text('{"checkpoint_bytes": 1000000000000000000}')
@@ -94,3 +106,20 @@ def test_what_was_loaded_is_compared_with_what_was_committed(ranks: RankServer, 
     assert "checkpoint-2 is good, but what was loaded from it is not what it holds" in note["reason"]
     assert "rank 0: the adapter in the model differs" in note["reason"]
     assert not run.adapter.exists()
+
+
+def test_an_optimizer_whose_state_was_not_loaded_is_noticed() -> None:
+    """It would go on from moments of zero, and no count would say so."""
+    import torch
+
+    from lora_jobs.training.probe import compare_steps
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    assert compare_steps(optimizer, 0) is None
+    assert compare_steps(optimizer, 4) == "the optimizer holds no moments, wanted those of step 4"
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    assert compare_steps(optimizer, 1) is None
+    assert compare_steps(optimizer, 4) == "the optimizer is at step 1, wanted 4"
+    assert compare_steps(torch.optim.SGD([weight]), 4) is None

@@ -87,6 +87,7 @@ def test_the_estimate_is_that_of_the_real_code(traces: dict[str, Future[Any]], n
     assert "error" not in traced, traced
     row = memory.compare(ROWS[name], traced)
     assert abs(row["error_percent"]) <= LIMIT_PERCENT, row
+    assert all(abs(percent) <= LIMIT_PERCENT for percent in row["components_percent"].values()), row
 
 
 def test_few_layers_stand_for_all_of_them(tracer: Any) -> None:
@@ -103,6 +104,21 @@ def test_few_layers_stand_for_all_of_them(tracer: Any) -> None:
     # The norms of all gradients are stacked into one block, which is rounded up once, not once a layer.
     for name, peak in full["instants"].items():
         assert abs(traced["instants"][name] - peak) <= 2048, name
+
+
+def test_a_window_in_the_later_layers_only(tracer: Any, tmp_path: Path) -> None:
+    """Qwen's max_window_layers: each kind of layer has a mask of its own."""
+    config = {
+        "model_type": "qwen2", "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816,
+        "num_hidden_layers": 10, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "use_sliding_window": True, "max_window_layers": 6, "sliding_window": 512,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    spec = memory.build_spec(
+        str(tmp_path), training__per_device_train_batch_size=4, training__activation_checkpointing=False
+    )
+    row = memory.compare(spec, tracer.trace(spec))
+    assert abs(row["error_percent"]) <= LIMIT_PERCENT, row
 
 
 def test_evaluations_are_traced_wherever_there_are_held_out_examples(tracer: Any) -> None:

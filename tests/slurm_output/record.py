@@ -17,9 +17,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "cluster"), str(HERE.parents[1])]
 
-from slurm_cluster import OTHER_ACCOUNT, SlurmCluster  # noqa: E402
+from slurm_cluster import ACCOUNT, OTHER_ACCOUNT, SlurmCluster  # noqa: E402
 
 from lora_jobs.cluster.inventory import ASSOCIATION_FORMAT, QOS_FORMAT, SINFO_FORMAT  # noqa: E402
+from lora_jobs.cluster.limits import ASSOCIATION_LIMITS_FORMAT, QOS_LIMITS_FORMAT  # noqa: E402
 from lora_jobs.cluster.parsers import QUEUE_FORMAT, SACCT_FORMAT, SPRIO_FORMAT  # noqa: E402
 from lora_jobs.cluster.partition import NODES_FORMAT  # noqa: E402
 
@@ -99,6 +100,28 @@ def record_inventory(recorder: Recorder) -> None:
     )
 
 
+def record_limits(recorder: Recorder) -> None:
+    """Limits of a QOS, of a partition's QOS, of a user and of the accounts above; taken away again."""
+    call = recorder.cluster.call
+    add, change = ("sacctmgr", "-i", "add"), ("sacctmgr", "-i", "modify")
+    call(*add, "account", "institute", "Cluster=leotest", "GrpTRES=gres/gpu=16", "GrpJobs=40")
+    call(*add, "qos", "narrow", "MaxJobsPerUser=1", "GrpTRESMins=gres/gpu=6000", "MaxTRESPerUser=gres/gpu=4,cpu=64")
+    call(*change, "account", ACCOUNT, "set", "Parent=institute", "MaxJobs=3", "GrpTRESMins=gres/gpu=90000")
+    call(*change, "user", "root", f"account={ACCOUNT}", "set", "GrpJobs=2", "MaxWall=12:00:00")
+    # slurmctld hears of a new QOS from slurmdbd; it takes a partition's from scontrol at once.
+    call("scontrol", "update", "PartitionName=boost_urgent", "QoS=narrow")
+    show = ("sacctmgr", "-n", "-P", "show")
+    of_group = ("assoc", "user=", "user=root", "cluster=leotest")
+    of_user = ("assoc", "user=root", f"account={ACCOUNT.lower()}", "cluster=leotest")
+    recorder.record("sacctmgr_group_limits", *show, *of_group, f"format={ASSOCIATION_LIMITS_FORMAT}")
+    recorder.record("sacctmgr_user_limits", *show, *of_user, f"format={ASSOCIATION_LIMITS_FORMAT}")
+    recorder.record("sacctmgr_qos_limits", *show, "qos", "normal,narrow", f"format={QOS_LIMITS_FORMAT}")
+    recorder.record("scontrol_partition_qos", "scontrol", "show", "partition", "boost_urgent", "-o")
+    call("scontrol", "update", "PartitionName=boost_urgent", "QoS=")
+    call(*change, "account", ACCOUNT, "set", "Parent=root", "MaxJobs=-1", "GrpTRESMins=gres/gpu=-1")
+    call(*change, "user", "root", f"account={ACCOUNT}", "set", "GrpJobs=-1", "MaxWall=-1")
+
+
 def record_queue(recorder: Recorder) -> None:
     """Every state that can be had within seconds, in an order in which each job gets the nodes it needs."""
     call = recorder.cluster.call
@@ -164,6 +187,7 @@ def main() -> None:
         cluster.start()
         recorder = Recorder(cluster, scratch)
         record_inventory(recorder)
+        record_limits(recorder)
         record_refusals(recorder)
         record_queue(recorder)
         cluster.call("scancel", "--user=root")

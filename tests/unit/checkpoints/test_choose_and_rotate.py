@@ -151,6 +151,19 @@ def test_a_damaged_one_that_would_go_is_moved_aside_with_the_reason(tmp_path: Pa
     assert (tmp_path / "checkpoint-1.set-aside-1" / "optimizer.pt").exists()
 
 
+def test_one_that_lost_its_manifest_is_moved_aside_where_an_unfinished_save_goes(
+    tmp_path: Path, commit: Maker, save: Maker
+) -> None:
+    for step in (3, 4):
+        commit(step)
+    save(1), save(2)
+    done = rotate_checkpoints(tmp_path, known={2, 3, 4})
+    assert (_names(done.removed), _names(done.set_aside)) == (["checkpoint-1"], ["checkpoint-2.set-aside-1"])
+    record = json.loads((tmp_path / "checkpoint-2.set-aside-1.json").read_text())
+    assert record["reason"] == "it was committed, and has lost its MANIFEST.json"
+    assert (tmp_path / "checkpoint-2.set-aside-1" / "optimizer.pt").exists()
+
+
 def test_a_pinned_one_stays_and_is_as_good_as_before(tmp_path: Path, commit: Maker) -> None:
     for step in (1, 2, 3, 4):
         commit(step)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from small_checkpoints import write_checkpoint
 
 from lora_jobs.checkpoints import (
     ALLOWED_FILE,
@@ -143,8 +144,7 @@ def trained(tmp_path: Path) -> tuple[Run, Path]:
     run = create_run(tmp_path / "runs", "tiny-1", {"spec.yaml": DATA_SPEC % rows})
     record_inputs(run, 1, load_spec(run.spec_path))
     checkpoint = run.checkpoints / "checkpoint-4"
-    checkpoint.mkdir()
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 4, "epoch": 1.0}')
+    write_checkpoint(checkpoint, step=4)
     commit_checkpoint(checkpoint, step=4, world_size=1, metadata={"attempt": 1})
     return run, checkpoint
 
@@ -199,8 +199,7 @@ def modelled(tmp_path: Path) -> tuple[Run, Path, Path]:
     )
     record_inputs(run, 1, load_spec(run.spec_path))
     checkpoint = run.checkpoints / "checkpoint-4"
-    checkpoint.mkdir()
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 4, "epoch": 1.0}')
+    write_checkpoint(checkpoint, step=4)
     commit_checkpoint(checkpoint, step=4, world_size=1, metadata={"attempt": 1})
     return run, checkpoint, model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ from lora_jobs.checkpoints import (
     AdapterDigest,
     FileEntry,
     Manifest,
+    adopt_checkpoint,
     commit_checkpoint,
     load_manifest,
     verify_checkpoint,
+    verify_foreign,
 )
 from lora_jobs.checkpoints.commit import find_writer, flush_part, wait_until_visible, write_manifest
 from lora_jobs.checkpoints.manifest import MAX_MANIFEST_BYTES
@@ -111,7 +114,24 @@ INCOMPLETE = {
     "rank 1 lost its random state": (_remove("rng_state_1.pth"), "rng_state_1.pth is missing (2 ranks)"),
     "rank 1 lost its shard": (
         _remove("global_step8/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"),
-        "global_step8: the optimizer shard of rank 1 is missing",
+        "global_step8/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt is missing (2 ranks)",
+    ),
+    "no optimizer state": (
+        lambda directory: shutil.rmtree(directory / "global_step8") or (directory / "latest").unlink(),
+        "no optimizer state: neither optimizer.pt nor DeepSpeed's folder",
+    ),
+    "no scheduler": (_remove("scheduler.pt"), "scheduler.pt is missing"),
+    "no random state at all": (
+        lambda directory: [path.unlink() for path in directory.glob("rng_state_*")],
+        "rng_state_0.pth is missing (2 ranks)",
+    ),
+    "no model states": (
+        _remove("global_step8/mp_rank_00_model_states.pt"),
+        "global_step8: the model states are missing",
+    ),
+    "a part of a third rank": (
+        lambda directory: shutil.copy(directory / "rng_state_1.pth", directory / "rng_state_2.pth"),
+        "rng_state_2.pth is of rank 2, and there are 2 ranks",
     ),
     "no latest": (_remove("latest"), "latest is missing: it names DeepSpeed's folder"),
     "empty latest": (_write("latest", ""), "latest names the folder '', which is not there"),
@@ -145,6 +165,48 @@ def test_an_incomplete_save_is_not_committed(name: str, save: Maker) -> None:
     assert not (directory / MANIFEST).exists()
 
 
+ZERO_3 = [f"global_step8/zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in (0, 1)]
+
+
+def _make_zero_3(directory: Path) -> None:
+    """Under ZeRO-3 every rank writes model states of its own."""
+    for name in ZERO_3:
+        shutil.copy(directory / "global_step8/mp_rank_00_model_states.pt", directory / name)
+    (directory / "global_step8/mp_rank_00_model_states.pt").unlink()
+
+
+def test_under_zero_3_the_model_states_of_every_rank_are_needed(save: Maker) -> None:
+    directory = save(8, world_size=2, deepspeed=True)
+    _make_zero_3(directory)
+    (directory / ZERO_3[1]).rename(directory.parent / "kept")
+    with pytest.raises(
+        CheckpointError, match=r"global_step8/zero_pp_rank_1_mp_rank_00_model_states\.pt is missing \(2 ranks\)"
+    ):
+        commit_checkpoint(directory, step=8, world_size=2)
+    (directory.parent / "kept").rename(directory / ZERO_3[1])
+    assert set(ZERO_3) < set(commit_checkpoint(directory, step=8, world_size=2).shards)
+    assert verify_checkpoint(directory).good
+
+
+@pytest.mark.parametrize("name", ["rng_state.pth", "scheduler.pt", "optimizer.pt"])
+def test_another_tools_checkpoint_without_its_training_state_is_not_taken(name: str, save: Maker) -> None:
+    directory = save(8)
+    assert verify_foreign(directory, level=1).good
+    (directory / name).unlink()
+    verdict = verify_foreign(directory, level=1)
+    assert not verdict.good
+    assert name in verdict.reason
+    with pytest.raises(CheckpointError, match=name):
+        adopt_checkpoint(directory)
+
+
+def test_the_shards_of_a_manifest_are_those_that_its_ranks_write(commit: Maker) -> None:
+    directory = commit(8, world_size=2, deepspeed=True)
+    _rewrite(directory, lambda values: values["shards"].remove("rng_state_1.pth"))
+    verdict = verify_checkpoint(directory, level=0)
+    assert (verdict.good, verdict.reason) == (False, "the manifest's shards are not those of 2 ranks: rng_state_1.pth")
+
+
 def test_an_empty_or_wrongly_named_folder_is_not_committed(tmp_path: Path, save: Maker) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(CheckpointError, match="the folder is empty"):
@@ -166,7 +228,7 @@ def test_a_manifest_of_the_first_schema_still_loads(commit: Maker) -> None:
             del entry["rank"]
 
     _rewrite(directory, go_back)
-    assert load_manifest(directory) == replace(present, shards=(), adapter=None)
+    assert load_manifest(directory) == replace(present, shards=None, adapter=None)
     assert verify_checkpoint(directory).good
 
 

@@ -55,7 +55,7 @@ def look(ids: list[str]) -> Observation:
 
 def test_one_call_each_answers_for_all_ids(fake: FakeSlurm):
     fake.answers("squeue", load("squeue"))
-    fake.answers("sprio", load("sprio"))
+    fake.answers("sprio", load("sprio").replace("2|10543", "15|10543").replace("3|10371", "16|10371"))
     fake.answers("sacct", "77|COMPLETED|0:0|None|p|u|a|q|1|2026-01-01T00:00:00|Unknown|Unknown|5|1:00|1|n|old\n")
     answers = look(["14", "15", "16_2", "77", "14", "not an id; rm -rf"])
     jobs = {job_id: sighting.job for job_id, sighting in answers.jobs.items()}
@@ -65,7 +65,7 @@ def test_one_call_each_answers_for_all_ids(fake: FakeSlurm):
         "16_2": ("PENDING", "squeue"),
         "77": ("COMPLETED", "sacct"),
     }
-    assert {key: job.factors.priority for key, job in jobs.items() if job.factors} == {"15": 5543, "16_2": 5371}
+    assert {key: job.factors.priority for key, job in jobs.items() if job.factors} == {"15": 10543, "16_2": 10371}
     assert answers.notes == ()
     assert fake.called() == ["squeue", "sprio", "sacct"]
 

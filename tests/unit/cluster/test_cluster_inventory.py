@@ -151,14 +151,14 @@ def test_without_a_controller_one_question_is_enough(tmp_path: Path, monkeypatch
     assert found.version == "24.05.1"
     assert len(found.notes) == 1
     assert found.notes[0].startswith("configuration not readable: Slurm's controller can't be reached")
-    assert (tmp_path / "calls").read_text().split() == ["sinfo", "scontrol"]
+    assert (tmp_path / "calls").read_text().split() == ["scontrol", "sinfo"]
 
 
 def test_nothing_there_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_inventory("me") == Inventory(
         notes=(
-            "version not readable: sinfo is not on PATH",
             "configuration not readable: scontrol is not on PATH",
+            "version not readable: sinfo is not on PATH",
         )
     )

@@ -104,13 +104,14 @@ def test_sacct_shows_each_attempt_of_a_requeued_job_when_asked():
 
 def test_sprio():
     assert parse_sprio(load("sprio")) == {
-        "15": Factors(5543, 0, 5000, 344, 200, 0, 0, 0, 0),
-        "16": Factors(5371, 0, 5000, 172, 200, 0, 0, 0, 0),
+        "2": Factors(10543, 0, 10000, 344, 200, 0, 0, 0, 0, 0),
+        "3": Factors(10371, 0, 10000, 172, 200, 0, 0, 0, 0, 0),
     }
 
 
 def test_sprio_with_tres_and_negative_nice():
-    assert parse_sprio("7|900|1|2|3|4|5|CPU=10,GRES/gpu=90|0|-100\n")["7"] == Factors(900, 1, 2, 3, 4, 5, 100, 0, -100)
+    found = parse_sprio("7|900|1|2|3|4|5|CPU=10,GRES/gpu=90|0|-100|9\n")
+    assert found["7"] == Factors(900, 1, 2, 3, 4, 5, 100, 0, -100, 9)
 
 
 @pytest.mark.parametrize(

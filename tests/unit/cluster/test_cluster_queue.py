@@ -175,7 +175,7 @@ def test_whatever_slurm_may_print_some_day_is_read_or_quoted_and_never_crashes(s
     good = load("22.05", "queue").splitlines()[1]
     parsers: dict[str, tuple[int, Callable[[str], object]]] = {
         "queue": (18, lambda text: parse_queue(text, ["1", "2", "12"], users=["root", ""])),
-        "sacct": (17, parse_sacct), "sprio": (10, parse_sprio),
+        "sacct": (17, parse_sacct), "sprio": (11, parse_sprio),
         "sinfo": (9, parse_sinfo), "nodes": (8, parse_partition), "partitions": (1, parse_partitions),
         "reservations": (1, parse_reservations), "qos": (9, parse_qos), "associations": (9, parse_associations),
         "config": (1, parse_config),

@@ -82,13 +82,14 @@ def test_partitions(version: str, rules: tuple[object, ...]):
 
 
 @pytest.mark.parametrize(
-    ("version", "nice", "site", "priority"),
-    [("20.11", 0, 0, 5543), ("23.11", 0, 0, 7343), ("24.05", 100, 0, 5543), ("24.11", -100, 0, 5543),
-     ("25.05", 0, 7, 5543)],
+    ("version", "nice", "site", "association", "priority"),
+    [("20.11", 0, 0, 0, 5543), ("23.11", 0, 0, 0, 7343), ("24.05", 100, 0, 30, 5543), ("24.11", -100, 0, 0, 5543),
+     ("25.05", 0, 7, 0, 5543)],
 )  # fmt: skip
-def test_sprio(version: str, nice: int, site: int, priority: int):
+def test_sprio(version: str, nice: int, site: int, association: int, priority: int):
     found = parse_sprio(load(version, "sprio"))
-    assert found["16"] == Factors(5371, 0, 5000, 172, 200, 0, 43, site, nice)
+    whole = 5000 + 172 + 200 + 43 + site + association - nice
+    assert found["16"] == Factors(whole, 0, 5000, 172, 200, 0, 43, site, nice, association)
     assert found["15"].priority == priority, "of two partitions the one where it stands highest"
 
 

@@ -43,6 +43,7 @@ case " $* " in
     echo "$FAKE_ATTEMPT"
     exit "$FAKE_BEGIN_CODE" ;;
 *" end "*)
+    [[ $(grep -cF " [end] " "$FAKE_CALLS") -gt ${FAKE_END_FAILS:-0} ]] || exit 5
     case ${FAKE_END:-${!#}} in requeue*) echo "$FAKE_END" ;; 0) echo done ;; 85) echo requeue ;; *) echo stop ;; esac ;;
 esac
 """
@@ -56,9 +57,19 @@ touch "$FAKE_CALLS.started"
 for _ in $(seq 400); do [[ -e $FAKE_GO ]] && break; sleep 0.02; done
 exit "$FAKE_SRUN_CODE"
 """
+FAKE_SLEEP = """#!/bin/bash
+# A fake, for tests: does not sleep for seconds, and says that it was asked to.
+[[ $1 == 0.* ]] && exec /bin/sleep "$1"
+echo "sleep [$1]" >> "$FAKE_CALLS"
+"""
 FAKE_SCONTROL = """#!/bin/bash
-# A fake, for tests: stands for Slurm's scontrol; knows one job.
+# A fake, for tests: stands for Slurm's scontrol; knows one job. Its first $FAKE_AWAY answers about it after srun fail.
 printf 'scontrol' >> "$FAKE_CALLS"; printf ' [%s]' "$@" >> "$FAKE_CALLS"; echo >> "$FAKE_CALLS"
+asked=$(sed -n '/^srun/,$p' "$FAKE_CALLS" | grep -c '^scontrol')
+if [[ $asked -gt 0 && $asked -le ${FAKE_AWAY:-0} ]]; then
+    echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
+    exit 1
+fi
 case "$1 $2" in
 "show hostnames") printf 'node1\\nnode2\\n' ;;
 "show job") echo "JobId=7 JobName=tiny-1 UserId=me(1) JobState=$FAKE_STATE Reason=None Requeue=${FAKE_REQUEUE:-1}" \
@@ -90,7 +101,12 @@ class FakeCluster:
         for folder in (self.binaries, self.scratch, self.submitted_from, self.run / "logs"):
             folder.mkdir(parents=True)
         self.python = str(self.binaries / python)
-        for name, text in ((python, FAKE_PYTHON), ("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
+        for name, text in (
+            (python, FAKE_PYTHON),
+            ("srun", FAKE_SRUN),
+            ("scontrol", FAKE_SCONTROL),
+            ("sleep", FAKE_SLEEP),
+        ):
             path = self.binaries / name
             path.write_text(text)
             path.chmod(0o755)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from lora_jobs.runs import EXIT_SAVED
+
 Render = Callable[..., str]
 
 BEGIN = "python [-P] [-m] [lora_jobs.training.attempt] [begin] [{run}]"
@@ -42,6 +44,46 @@ def test_a_saved_stop_is_requeued_once(fake_cluster, render: Render) -> None:
     )
     assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, SHOW, REQUEUE, code="85", attempt="12")
     assert ended.code == 85
+
+
+PAUSES = [f"sleep [{seconds}]" for seconds in (2, 5, 10, 20, 30)]
+
+
+@pytest.mark.parametrize("away", [1, 5])
+def test_a_controller_that_is_away_for_a_minute_does_not_cost_the_requeue(
+    fake_cluster, render: Render, away: int
+) -> None:
+    """slurmctld restarts while the ranks save: it is asked again."""
+    script = render(run=fake_cluster.run, python=fake_cluster.python)
+    ended = fake_cluster.execute(script, FAKE_SRUN_CODE="85", FAKE_AWAY=f"{away}")
+    asked = [line for pause in PAUSES[:away] for line in (SHOW, pause)]
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, *asked, SHOW, REQUEUE, code="85")
+
+
+def test_a_controller_that_stays_away_is_told(fake_cluster, render: Render) -> None:
+    script = render(run=fake_cluster.run, python=fake_cluster.python)
+    ended = fake_cluster.execute(script, FAKE_SRUN_CODE="85", FAKE_AWAY="99")
+    asked = [line for pause in PAUSES for line in (SHOW, pause)]
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, END, *asked, SHOW, code="85")
+    assert ended.code == 85
+    assert "lora-jobs: Slurm does not answer: lora-jobs resume 7 continues job 7" in ended.log
+
+
+@pytest.mark.parametrize("fails", [1, 99])
+def test_a_save_is_requeued_though_its_end_cannot_be_written_down(fake_cluster, render: Render, fails: int) -> None:
+    """A full disk: the end is written once there is room again; the code of a save asks for a requeue in any case."""
+    script = render(run=fake_cluster.run, python=fake_cluster.python)
+    ended = fake_cluster.execute(script, FAKE_SRUN_CODE=f"{EXIT_SAVED}", FAKE_END_FAILS=f"{fails}")
+    tries = [END, *[line for pause in PAUSES[:fails] for line in (pause, END)]]
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, *tries, SHOW, REQUEUE, code=f"{EXIT_SAVED}")
+
+
+def test_another_end_that_cannot_be_written_down_is_not_requeued(fake_cluster, render: Render) -> None:
+    script = render(run=fake_cluster.run, python=fake_cluster.python)
+    ended = fake_cluster.execute(script, FAKE_SRUN_CODE="1", FAKE_END_FAILS="99")
+    tries = [END, *[line for pause in PAUSES for line in (pause, END)]]
+    assert ended.calls == _expected(fake_cluster, SHOW, HOSTS, BEGIN, SRUN, *tries, code="1")
+    assert ended.code == 1
 
 
 def test_a_node_that_failed_is_taken_off_the_list_once_the_job_waits_again(fake_cluster, render: Render) -> None:

@@ -55,6 +55,7 @@ STEP_ENDED = "slurmstepd: error: *** STEP 12.0 ON lrdn0001 CANCELLED AT 2026-11-
         (TRACEBACK + "RuntimeError: No CUDA GPUs are available", 1, None, "gpu_broken"),
         ("lrdn0001 shows no GPU to torch, and the job was sized for A100-64", 5, None, "gpu_broken"),
         ("the loss is nan at step 12: nothing after it can be used", 5, None, "not_finite"),
+        ("checkpoint-8 was committed by another job after this one had chosen checkpoint-4", 5, None, "stale_choice"),
         ("tiny-1 is being trained by job 7 on lrdn0001 (process 4711)", 5, None, "second_writer"),
         ("Timeout (0:10:00)!\nThread 0x00007f (most recent call first):", 1, None, "hang"),
         (f"{STEP_ENDED} DUE TO TIME LIMIT ***", 143, None, "time_limit"),

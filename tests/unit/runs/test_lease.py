@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -27,6 +28,33 @@ take_lease(Run(Path(sys.argv[1])), job_id="5", restart_count=0)
 print("taken", flush=True)
 time.sleep(float(sys.argv[2]))
 """
+# Has the kernel answer flock as Lustre does where it is mounted without -o flock, for this process alone.
+WITHOUT_LOCKS = """
+import ctypes, errno, struct, sys
+from pathlib import Path
+from lora_jobs.errors import RunError
+from lora_jobs.runs import Run, take_lease
+from lora_jobs.runs.lease import hold_run
+
+FLOCK = int(sys.argv[2])
+rows = (0x20, 0, 0, 0), (0x15, 0, 1, FLOCK), (0x06, 0, 0, 0x50000 | errno.ENOSYS), (0x06, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *row) for row in rows))
+
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+libc = ctypes.CDLL(None)
+program = Program(len(rows), ctypes.addressof(code))
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(program), 0, 0):
+    sys.exit("no seccomp here")
+run = Run(Path(sys.argv[1]))
+for take in (lambda: take_lease(run, job_id="5", restart_count=0), hold_run(run).__enter__):
+    try:
+        take()
+    except RunError as error:
+        print(error.message, error.hint, sep="; ")
+"""
+FLOCK = {"x86_64": 73, "aarch64": 32}
 
 
 @pytest.fixture
@@ -95,3 +123,16 @@ def test_who_lost_the_lease_is_told_and_gives_back_nothing(run: Run) -> None:
 def test_a_torn_lease_is_no_lease(run: Run) -> None:
     (run.directory / "lease.json").write_text('{"job_id": "5", ')
     assert take_lease(run, job_id="6", restart_count=0).job_id == "6"
+
+
+@pytest.mark.skipif(platform.machine() not in FLOCK, reason="the number of flock is known for x86_64 and aarch64")
+def test_a_file_system_without_locks_is_said_in_words(run: Run) -> None:
+    command = [sys.executable, "-c", WITHOUT_LOCKS, str(run.directory), str(FLOCK[platform.machine()])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.stderr == "no seccomp here\n":
+        pytest.skip("this machine grants no seccomp filter")
+    assert done.stderr == ""
+    hint = "the file system has no locks (Lustre mounted without -o flock): set LORA_JOBS_HOME to a directory elsewhere"
+    assert done.stdout.splitlines() == [
+        f"cannot lock {run.directory}/{name}: Function not implemented; {hint}" for name in (".lease.lock", ".lock")
+    ]

@@ -80,6 +80,8 @@ LLAMA = {
     "tie_word_embeddings": True,
 }
 
+WINDOW = {"use_sliding_window": True, "sliding_window": 64}
+
 
 def write_config(directory: Path, config: Any) -> str:
     (directory / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
@@ -160,7 +162,9 @@ def test_a_window_that_is_null_is_no_window(tmp_path: Path) -> None:
         ({**LLAMA, "hidden_size": "8"}, "hidden_size is '8'"),
         ({**LLAMA, "head_dim": 3}, "head_dim is 3: rotary embeddings need an even one"),
         ({**LLAMA, "partial_rotary_factor": "half"}, "partial_rotary_factor is 'half'"),
-        (LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, "use_sliding_window is"),
+        (LLAMA | WINDOW | {"model_type": "smollm3"}, "use_sliding_window is true: which layers slide is not known"),
+        (LLAMA | WINDOW | {"model_type": "qwen2", "max_window_layers": -1}, "max_window_layers is -1, wanted a whole"),
+        (LLAMA | WINDOW | {"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types is not what"),
         ({**LLAMA, "num_key_value_heads": 3}, "num_attention_heads (4) is not a multiple of num_key_value_heads (3)"),
         ({**LLAMA, "tie_word_embeddings": 1}, "tie_word_embeddings is 1, wanted true or false"),
     ],

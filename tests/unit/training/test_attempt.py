@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from small_checkpoints import write_checkpoint
 
-from lora_jobs.checkpoints import commit_checkpoint
+from lora_jobs.checkpoints import MANIFEST, commit_checkpoint, list_checkpoints
 from lora_jobs.errors import RunError
 from lora_jobs.runs import (
     EXIT_NO_CHECKPOINT,
     EXIT_NO_PROGRESS,
     EXIT_SAVED,
+    STARTED_OVER_FILE,
     Attempt,
     Run,
     Submission,
     append_metrics,
     append_submission,
     create_run,
+    list_committed_steps,
     load_attempts,
+    load_lease,
+    render_started_over,
 )
 from lora_jobs.spec import load_spec
 from lora_jobs.training.attempt import NoGoodCheckpointError, begin, choose_start, end, main, wait_for_attempt
 from lora_jobs.training.launch import Launch
+from lora_jobs.training.tenure import hold_training
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +58,7 @@ def run(tmp_path: Path) -> Run:
 
 def add_checkpoint(run: Run, step: int, *, world_size: int = 2, commit: bool = True) -> Path:
     directory = run.checkpoints / f"checkpoint-{step}"
-    directory.mkdir(parents=True)
-    (directory / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 1.0}))
+    write_checkpoint(directory, step=step, world_size=world_size)
     (directory / "notes.txt").write_text("weights")
     if commit:
         commit_checkpoint(directory, step=step, world_size=world_size, metadata={})
@@ -128,6 +134,69 @@ def test_a_run_of_another_user_is_not_resumed(run: Run, name: str) -> None:
 def test_an_unfinished_save_alone_means_starting_over(run: Run) -> None:
     add_checkpoint(run, 4, commit=False)
     assert choose_start(run, world_size=2).checkpoint is None
+
+
+def lose(run: Run, what: str) -> None:
+    """What a purge of the scratch disk, or a careless copy, leaves of the checkpoints."""
+    for directory in list_checkpoints(run.checkpoints):
+        if what == "folders":
+            shutil.rmtree(directory)
+        else:
+            (directory / MANIFEST).unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("folders", "checkpoint-8: it was committed, and is gone"),
+        ("manifests", "checkpoint-8: it was committed, and has lost its MANIFEST.json; checkpoint-4: "),
+    ],
+)
+@pytest.mark.parametrize("ended", [True, False], ids=["the attempt ended", "the attempt was killed"])
+def test_work_that_was_committed_and_is_gone_is_not_trained_again_in_silence(
+    run: Run, what: str, reason: str, ended: bool
+) -> None:
+    attempt, _ = begin(run, SLURM)
+    for step in (4, 8):
+        add_checkpoint(run, step)
+        append_metrics(run, {"kind": "note", "event": "committed", "attempt": 1, "step": step})
+    if ended:
+        end(run, attempt, EXIT_SAVED)
+    lose(run, what)
+    later = Launch("slurm", "4711", 1, 0, 0, 2, "lrdn0001")
+    with pytest.raises(NoGoodCheckpointError, match=r"no good checkpoint in .*: checkpoint-8: ") as raised:
+        begin(run, later)
+    assert reason in raised.value.message
+    assert "resume tiny-1 --from-scratch starts over" in str(raised.value.hint)
+    (_, last) = load_attempts(run)
+    assert (last.exit_code, last.cause) == (EXIT_NO_CHECKPOINT, "no_checkpoint")
+    assert len(list_checkpoints(run.checkpoints)) == (0 if what == "folders" else 2)
+    (run.directory / STARTED_OVER_FILE).write_text(render_started_over(run))
+    append_submission(run, Submission("4712", "slurm", 0.0, "here", after_attempt=2))
+    assert begin(run, Launch("slurm", "4712", 0, 0, 0, 2, "lrdn0001"))[0].first_step == 0
+
+
+def test_a_newer_one_that_lost_its_manifest_is_moved_aside_and_an_unfinished_one_is_not(run: Run) -> None:
+    """Training passes its step again, and clears an unfinished save out of the way."""
+    attempt, _ = begin(run, SLURM)
+    for step in (4, 8):
+        add_checkpoint(run, step)
+    end(run, attempt, EXIT_SAVED)
+    (run.checkpoints / "checkpoint-8" / MANIFEST).unlink()
+    add_checkpoint(run, 12, commit=False)
+    later = Launch("slurm", "4711", 1, 0, 0, 2, "lrdn0001")
+    attempt, explanation = begin(run, later)
+    assert attempt.first_step == 4
+    assert "moved aside as checkpoint-8.set-aside-1" in explanation
+    record = json.loads((run.checkpoints / "checkpoint-8.set-aside-1.json").read_text())
+    assert record["reason"] == "it was committed, and has lost its MANIFEST.json"
+    assert (run.checkpoints / "checkpoint-8.set-aside-1" / "notes.txt").exists()
+    assert (run.checkpoints / "checkpoint-12").is_dir()
+    # What is saved at step 8 now, and not finished, is another save.
+    add_checkpoint(run, 8, commit=False)
+    assert list_committed_steps(run) == {4}
+    begin(run, Launch("slurm", "4711", 2, 0, 0, 2, "lrdn0001"))
+    assert (run.checkpoints / "checkpoint-8").is_dir()
 
 
 def test_when_all_that_was_committed_is_broken_the_attempt_fails_at_once(run: Run) -> None:
@@ -237,6 +306,24 @@ def test_a_start_that_committed_something_is_no_reason_to_stop(run: Run) -> None
     for restart in (1, 2):
         begin(run, Launch("slurm", "4711", restart, 0, 0, 2, "lrdn0001"))
     assert len(load_attempts(run)) == 3
+
+
+def test_what_another_job_committed_while_the_lease_was_waited_for_is_not_trained_past(run: Run) -> None:
+    """The choice is older than it: the next start chooses it, and comes by itself."""
+    add_checkpoint(run, 4)
+    attempt, _ = begin(run, SLURM)
+    with hold_training(run, attempt, SLURM, hang_seconds=60.0):
+        assert load_lease(run) is not None
+    add_checkpoint(run, 8)
+    reason = "checkpoint-8 was committed by another job after this one had chosen checkpoint-4"
+    with pytest.raises(RunError, match=reason), hold_training(run, attempt, SLURM, hang_seconds=60.0):
+        pytest.fail("trained from a stale choice")
+    assert load_lease(run) is None
+    append_metrics(run, {"kind": "note", "attempt": 1, "event": "failed", "reason": reason})
+    assert end(run, attempt, 5) == "requeue"
+    assert load_attempts(run)[0].cause == "stale_choice"
+    again, _ = begin(run, Launch("slurm", "4711", 1, 0, 0, 2, "lrdn0001"))
+    assert again.resume_from == "checkpoint-8"
 
 
 def test_a_broken_gpu_names_its_node(run: Run) -> None:

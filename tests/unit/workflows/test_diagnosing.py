@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from lora_jobs import __version__
 from lora_jobs.cluster.surroundings import Quota, list_cached_models, parse_lfs_quota, parse_quota, read_interpreter
 from lora_jobs.errors import ClusterError
+from lora_jobs.workflows import diagnosing
 from lora_jobs.workflows.diagnosing import diagnose
 from lora_jobs.workflows.examining_packages import list_requirements
 from lora_jobs.workflows.findings import split_version
@@ -30,7 +32,9 @@ GOOD = {
 
 
 def look(name: str, area: str | None = None, *, cluster: str | None = None) -> list[Finding]:
+    """The findings of that name; of all of them each that is not ok has its next step."""
     found = diagnose(cluster).findings
+    assert [finding for finding in found if finding.level != "ok" and not finding.next] == []
     return [finding for finding in found if finding.name == name and area in (None, finding.area)]
 
 
@@ -58,7 +62,7 @@ def test_the_recorded_cluster(cluster: FakeCluster):
         "ok", "1 node; no GPUs; limit 04:00:00; at most 1 node a job; 1 idle",
     )  # fmt: skip
     assert seen["accounts/qos boost_qos_dbg"] == ("ok", "priority 10; MaxWall 00:30:00; MaxTRES node=2")
-    assert [call for call in cluster.calls() if call.startswith(("sbatch", "srun", "scancel"))] == []
+    assert [call.split()[0] for call in cluster.calls()] == ["scontrol", "sinfo", "scontrol", "sacctmgr", "sacctmgr"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_the_recorded_cluster(cluster: FakeCluster):
         ("priority", "scontrol_config", "priority/multifactor", "priority/basic", "warning", "no factors"),
         ("scheduler", "scontrol_config", "sched/backfill", "sched/builtin", "warning", "no expected starts"),
         ("privacy", "scontrol_config", "PrivateData             = none", "PrivateData = jobs,users", "warning", "rank"),
-        ("version", "sinfo_version", "22.05.8", "19.05.5", "warning", "older"),
+        ("version", "scontrol_config", "= 22.05.8", "= 19.05.5", "warning", "older"),
         ("lrd_all_serial", "sinfo", "64000|idle", "64000|drained", "warning", "1 drained"),
         ("boost_urgent", "scontrol_partition", "OFF State=UP", "OFF State=DRAIN", "warning", "DRAIN"),
         ("accounts", "sacctmgr_assoc", "leotest", "other", "wrong", "has none on leotest"),
@@ -108,7 +112,64 @@ def test_no_slurm_and_a_controller_that_is_away(cluster: FakeCluster):
     cluster.answer_as_recorded()
     cluster.answer("scontrol", ("", "Unable to contact slurm controller"), status=1, stderr=True)
     (finding,) = look("answers")
-    assert finding.level == "wrong"
+    assert (finding.level, "`scontrol ping`" in (finding.next or "")) == ("wrong", True)
+    assert [(finding.level, finding.message) for finding in look("version")] == [("ok", "22.05.8")]
+
+
+def test_one_table_that_is_not_readable(cluster: FakeCluster):
+    cluster.answer_as_recorded()
+    cluster.answer("sinfo", ("", "out of order"), status=1, stderr=True)
+    (finding,) = look("answers")
+    assert (finding.level, finding.message) == ("warning", "nodes not readable: out of order")
+
+
+def test_no_account_where_none_is_needed(cluster: FakeCluster):
+    config = (RECORDED / "scontrol_config.txt").read_text().replace("= associations,limits,qos", "= none")
+    cluster.answer_as_recorded(scontrol_config=config, sacctmgr_assoc="")
+    (finding,) = look("accounts")
+    assert (finding.level, (finding.next or "").startswith("leave resources.account out")) == ("warning", True)
+
+
+def test_weights_of_resources_are_named(cluster: FakeCluster):
+    old = "PriorityWeightTRES      = (null)"
+    config = (RECORDED / "scontrol_config.txt").read_text()
+    assert old in config
+    cluster.answer_as_recorded(scontrol_config=config.replace(old, "PriorityWeightTRES = cpu=1000,gres/gpu=2000"))
+    (finding,) = look("priority")
+    assert finding.message.endswith("qos 4000, tres cpu=1000,gres/gpu=2000")
+
+
+def test_no_finding_of_the_source_is_without_a_next_step():
+    """Each Finding(...) whose level may be another than ok says what to do."""
+    calls = [
+        (path.name, call)
+        for path in Path(diagnosing.__file__).parent.glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Finding"
+    ]
+    levels = [(name, call, call.args[2]) for name, call in calls]
+    maybe = [
+        (name, call) for name, call, level in levels if not (isinstance(level, ast.Constant) and level.value == "ok")
+    ]
+    assert len(maybe) > 25
+    silent = [(name, call.lineno) for name, call in maybe if len(call.args) < 5 or ast.unparse(call.args[4]) == "None"]
+    assert silent == []
+
+
+def test_the_compilers(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch):
+    (compiler,), (toolkit,) = look("C compiler"), look("CUDA toolkit")
+    assert (compiler.level, toolkit.level) == ("warning", "ok")
+    assert compiler.message.startswith("none on PATH")
+    assert compiler.next == "add a module such as gcc to modules: in the environment file"
+    cluster.answer("clang")
+    cluster.answer("nvcc")
+    (compiler,), (toolkit,) = look("C compiler"), look("CUDA toolkit")
+    assert (compiler.level, compiler.message) == ("ok", f"{cluster.directory}/clang (here; compute nodes may differ)")
+    assert toolkit.message == f"{cluster.directory}/nvcc"
+    cluster.answer("gcc")
+    monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
+    (compiler,), (toolkit,) = look("C compiler"), look("CUDA toolkit")
+    assert (compiler.message.split()[0], toolkit.message) == (f"{cluster.directory}/gcc", "/opt/cuda")
 
 
 @pytest.mark.parametrize(

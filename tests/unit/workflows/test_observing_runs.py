@@ -65,7 +65,7 @@ def slurm(cluster: FakeCluster) -> FakeCluster:
     """Answers as recorded from the real cluster."""
     cluster.answer("squeue", ("", load("queue")))
     cluster.answer("scontrol", ("", load("scontrol_config")))
-    cluster.answer("sprio", ("", load("sprio").replace("15|", "2|").replace("16|", "3|")))
+    cluster.answer("sprio", ("", load("sprio")))
     cluster.answer("sacct", ("", load("sacct")))
     cluster.answer("sinfo", ("", load("sinfo_nodes")))
     return cluster
@@ -87,7 +87,7 @@ def test_one_question_per_command_for_all_runs(slurm: FakeCluster):
         "4000000": ("UNKNOWN", None, None, None, None),
     }
     assert {row.job_id: row.tasks for row in rows}["3"] == {"PENDING": 5}
-    assert {row.job_id: (row.factors or {}).get("priority") for row in rows}["2"] == 5543
+    assert {row.job_id: (row.factors or {}).get("priority") for row in rows}["2"] == 10543
 
 
 def test_twenty_are_shown_and_the_rest_is_counted(slurm: FakeCluster):
@@ -278,6 +278,38 @@ def test_why_of_a_job_of_the_queue_and_of_nobody(slurm: FakeCluster):
         explain_job("4000000")
     with pytest.raises(RunNotFoundError):
         explain_job("nobody")
+
+
+def test_why_names_the_limits_of_each_qos_and_of_the_partitions_own(slurm: FakeCluster):
+    """%q is a list from 24.11 on (tests/slurm_output/24.11/queue.txt)."""
+    queue = load("queue").replace("BeginTime", "QOSMaxJobsPerUserLimit").replace("|normal|", "|narrow,normal|")
+    slurm.answer("squeue", ("", queue))
+    partition = (
+        load("scontrol_partition_qos").replace("boost_urgent", "boost_usr_prod").replace("QoS=narrow", "QoS=all")
+    )
+    slurm.answer("scontrol", ("show config", load("scontrol_config")), ("show partition", partition))
+    limits = load("sacctmgr_qos_limits")
+    slurm.answer("sacctmgr", ("", limits + limits.splitlines()[1].replace("normal", "all").replace("||", "|7|", 1)))
+    answer = explain_job("6")
+    assert [row for row in answer.numbers if row[0].startswith("QOS ")] == [
+        ("QOS narrow", "GrpTRESMins gres/gpu=6000, MaxJobsPU 1, MaxTRESPU cpu=64,gres/gpu=4"),
+        ("QOS normal", "no limits of its own"),
+        ("QOS all", "GrpJobs 7, of the partition"),
+    ]
+    assert count_calls(slurm) == {"squeue": 1, "scontrol": 2, "sprio": 1, "sinfo": 1, "sacctmgr": 1}
+    assert any("show qos narrow,normal,all" in call for call in slurm.calls())
+
+
+def test_why_names_the_limit_of_the_account(slurm: FakeCluster):
+    slurm.answer("squeue", ("", (RECORDED / "queue.txt").read_text().replace("BeginTime", "AssocGrpGRESMinutes")))
+    slurm.answer("sacctmgr", ("", load("sacctmgr_group_limits")))
+    answer = explain_job("6")
+    assert dict(answer.numbers)["account limit"] == "iscrc_test: GrpTRESMins gres/gpu=90000"
+    assert count_calls(slurm) == {"squeue": 1, "scontrol": 1, "sprio": 1, "sinfo": 1, "sacctmgr": 1}
+    slurm.answer("sacctmgr", ("", "out of order"), status=1, stderr=True)
+    answer = explain_job("6")
+    assert "account limit" not in dict(answer.numbers)
+    assert [note.partition(":")[0] for note in answer.notes] == ["limits of the account not readable"]
 
 
 def test_an_id_that_a_stranger_has_now_tells_nothing_of_the_run(slurm: FakeCluster):

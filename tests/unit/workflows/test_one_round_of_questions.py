@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lora_jobs.cluster.parsers import QUEUE_FORMAT
 from lora_jobs.runs import (
     Submission,
     Sweep,
@@ -57,7 +58,7 @@ def slurm(cluster: FakeCluster) -> FakeCluster:
     cluster.answer("squeue", ("", "\n".join(QUEUE).replace("USER", user)))
     cluster.answer("sacct", ("", "\n".join(PAST).replace("USER", user)))
     cluster.answer("scontrol", ("show config", "PriorityType = priority/multifactor"), ("", ""))
-    cluster.answer("sprio", ("", "101|899|1|2|3|4|5|0|0|0\n12|50|1|2|3|4|5|0|0|0\n60|40|1|2|3|4|5|0|0|0"))
+    cluster.answer("sprio", ("", "101|899|1|2|3|4|5|0|0|0|0\n12|50|1|2|3|4|5|0|0|0|0\n60|40|1|2|3|4|5|0|0|0|0"))
     cluster.answer("sinfo", ("", "big|up|1-00:00:00|1-4|4|reserved|n[1-4]|none"))
     cluster.answer("sacctmgr")
     return cluster
@@ -69,6 +70,12 @@ def ask(*words: str) -> dict[str, Any]:
     document = json.loads(done.stdout)
     assert isinstance(document, dict)
     return document
+
+
+def test_the_queue_is_asked_for_with_hidden_partitions(slurm: FakeCluster):
+    ask("status")
+    (asked,) = [call for call in slurm.calls() if call.startswith("squeue ")]
+    assert asked == f"squeue -h --all --states=all -o {QUEUE_FORMAT}"
 
 
 @pytest.mark.parametrize(

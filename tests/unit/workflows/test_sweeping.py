@@ -182,6 +182,9 @@ def test_packages_that_only_some_combinations_need_are_asked_for(
         environment.write(f"python: {python}\n")
     with pytest.raises(ClusterError, match=r"bitsandbytes not installed \(for training.optim: paged_adamw_8bit\)"):
         submit(spec, "training.optim=adamw_torch,paged_adamw_8bit")
+    dry = submit(spec, "training.optim=adamw_torch,paged_adamw_8bit", dry_run=True).to_json()
+    assert dry["missing_packages"].endswith("bitsandbytes not installed (for training.optim: paged_adamw_8bit)")
+    assert submit(spec, "training.optim=adamw_torch,adamw_torch_fused", dry_run=True).missing is None
     assert not find_runs_root().exists()
 
 
@@ -199,7 +202,7 @@ def test_reuse_is_for_one_run(slurm: FakeCluster, make_spec: Callable[..., Path]
 @pytest.mark.parametrize("key", sorted(UNSIZED_KEYS))
 def test_keys_that_are_not_sized_change_nothing_of_the_verdict(make_spec: Callable[..., Path], key: str):
     spec, gpu = load_spec(make_spec()), find_gpu("A100-64")
-    evaluated = {"data.eval": "train.jsonl", "training.eval_steps": 7}
+    evaluated = {"data.eval": "train.jsonl", "training.eval_steps": 7, "training.early_stopping_patience": 3}
     spec = replace_values(spec, evaluated)
     changed = replace_values(spec, {key: OTHER_VALUES[key]})
     assert changed != spec
