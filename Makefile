@@ -1,7 +1,7 @@
 # make demo  - a real fine-tune on this machine, from nothing
 # make test  - every test, the real Slurm among them (root), in a virtual environment of its own
 # make check - format, lint, types, layers, unit tests
-# make bench - measurements, side by side; make bench-queue - status and why before a long queue, on a real Slurm (root)
+# make bench - measurements, side by side, bench-queue among them; make bench-queue - status and why before a long queue, on a real Slurm (root)
 # make faults - every fault against stock resume and ours, under an hour; docs/faults.md shows the table (root, for Slurm)
 # make bench-sweep - a sweep of 1,000 runs beside the raw sbatch call, on a real Slurm (root)
 # make bench-memory - the memory estimate against a trace of the real training code; make bench-gpu - against a GPU; make bench-train - speed beside a plain script
@@ -82,9 +82,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev slurm-packages
 	$(BIN)/python benchmarks/commands.py
 	$(BIN)/python benchmarks/agreement.py
+	$(BIN)/python benchmarks/queue_view.py --where-possible
 
 # A real Slurm with ten thousand pending jobs (root).
 bench-queue: $(VENV)/.dev slurm-packages
