@@ -102,7 +102,7 @@ def render_figures(results: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("commit at a 5-minute interval", render_overhead(costs)))
     if figures.seconds_to_first_step is not None:
         seconds = f"{figures.seconds_to_first_step:.0f} s (median)"
-        found.append(("from the start of a requeued job to its first step, its checkpoint verified", seconds))
+        found.append(("from the start of a requeued attempt to its first step", seconds))
     return found
 
 
