@@ -113,11 +113,11 @@ def _fold_arrays(rows: Sequence[SlurmJob]) -> tuple[Sighting, ...]:
 
 
 def _ask_queue(ids: Sequence[str], users: Sequence[str], notes: list[str], *, ranked: bool) -> Queue | None:
-    """The whole queue, or these jobs only; None when it could not be read.
+    """The whole queue, hidden partitions too, or these jobs only; None when it could not be read.
 
     Arrays stay folded, their task lists uncut (SLURM_BITSTR_LEN=0): less to send and to read than a row per task.
     """
-    argv = ["squeue", "-h", "--states=all", "-o", QUEUE_FORMAT]
+    argv = ["squeue", "-h", "--all", "--states=all", "-o", QUEUE_FORMAT]
     argv += [] if ranked or users else ["-j", ",".join(ids)]
     try:
         answer = run_command(argv, timeout=find_query_seconds(), env={**clean_environment(), "SLURM_BITSTR_LEN": "0"})

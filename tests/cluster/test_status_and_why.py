@@ -428,6 +428,25 @@ def test_with_private_data_no_rank_is_invented(desk: Desk, monkeypatch: pytest.M
     }
 
 
+def test_a_job_in_a_hidden_partition_is_seen(desk: Desk):
+    """As another user: root sees hidden partitions without being asked."""
+    hide = ("scontrol", "update", "PartitionName=lrd_all_serial")
+    desk.slurm.call(*hide, "Hidden=YES")
+    try:
+        job_id = desk.submit(
+            "--partition=lrd_all_serial", "--time=00:10:00", "--begin=now+1hour", f"--uid={OTHER_USER}",
+            f"--account={ACCOUNT}", "--chdir=/",
+        )  # fmt: skip
+        desk.wait(lambda: desk.reason(job_id)[1] == "BeginTime", "a reason")
+        desk.slurm.root.chmod(0o755)
+        observe_jobs([job_id])  # all is imported: the child may not read root's packages
+        seen = as_user(OTHER_USER, lambda: observe_as_json(job_id))
+    finally:
+        desk.slurm.call("scancel", f"--user={OTHER_USER}", check=False)
+        desk.slurm.call(*hide, "Hidden=NO")
+    assert (seen["state"], seen["reason"], seen["rank"], seen["notes"]) == ("PENDING", "BeginTime", 1, [])
+
+
 def observe_as_json(job_id: str) -> dict[str, Any]:
     seen: Observation = observe_jobs([job_id])
     found = seen.jobs[job_id]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lora_jobs.cluster.parsers import QUEUE_FORMAT
 from lora_jobs.runs import (
     Submission,
     Sweep,
@@ -69,6 +70,12 @@ def ask(*words: str) -> dict[str, Any]:
     document = json.loads(done.stdout)
     assert isinstance(document, dict)
     return document
+
+
+def test_the_queue_is_asked_for_with_hidden_partitions(slurm: FakeCluster):
+    ask("status")
+    (asked,) = [call for call in slurm.calls() if call.startswith("squeue ")]
+    assert asked == f"squeue -h --all --states=all -o {QUEUE_FORMAT}"
 
 
 @pytest.mark.parametrize(
