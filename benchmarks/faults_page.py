@@ -196,7 +196,7 @@ def render_costs(costs: dict[str, Any]) -> str:
         ("checkpoint", f"{costs['bytes'] / 1e6:.0f} MB over two ranks"),
         ("bare save, as Trainer and DeepSpeed do it", f"{costs['save_seconds']:.2f} s"),
         (
-            "what a commit adds to it: fsync, hash, manifest, rotation (two ranks, by turns with and without)",
+            "its commit: fsync, hash, manifest, rotation (two ranks, saves by turns with and without one)",
             render_overhead(costs),
         ),
         ("verify: sizes", f"{costs['verify_0_seconds'] * 1000:.1f} ms"),
