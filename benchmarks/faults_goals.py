@@ -79,7 +79,7 @@ GOALS = (
     Goal("a signal loses no step", lambda f: f.lost_by_signal == 0, lambda f: f"{f.lost_by_signal}"),
     Goal(
         "a commit every 5 minutes takes less than 1 % of the training time",
-        lambda f: f.commit_percent is not None and f.commit_percent < 1,
+        lambda f: f.commit_percent is not None and 0 < f.commit_percent < 1,
         lambda f: f"{f.commit_percent} %",
     ),
     Goal(

@@ -102,7 +102,7 @@ def render_figures(results: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("commit at a 5-minute interval", render_overhead(costs)))
     if figures.seconds_to_first_step is not None:
         seconds = f"{figures.seconds_to_first_step:.0f} s (median)"
-        found.append(("from the start of a requeued job to its first step, its checkpoint verified", seconds))
+        found.append(("from the start of a requeued attempt to its first step", seconds))
     return found
 
 
@@ -196,7 +196,7 @@ def render_costs(costs: dict[str, Any]) -> str:
         ("checkpoint", f"{costs['bytes'] / 1e6:.0f} MB over two ranks"),
         ("bare save, as Trainer and DeepSpeed do it", f"{costs['save_seconds']:.2f} s"),
         (
-            "what a commit adds to it: fsync, hash, manifest, rotation (two ranks, by turns with and without)",
+            "its commit: fsync, hash, manifest, rotation (two ranks, saves by turns with and without one)",
             render_overhead(costs),
         ),
         ("verify: sizes", f"{costs['verify_0_seconds'] * 1000:.1f} ms"),

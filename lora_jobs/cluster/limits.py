@@ -80,7 +80,7 @@ def ask_qos_limits(names: Sequence[str], notes: list[str]) -> list[tuple[str, st
 
 def ask_partition_qos(partition: str, notes: list[str]) -> str | None:
     """The QOS whose limits hold for every job of the partition, by one scontrol; None where it has none."""
-    text = ask_slurm(["scontrol", "show", "partition", partition, "-o"], "QOS of the partition", notes)
+    text = ask_slurm(["scontrol", "-a", "show", "partition", partition, "-o"], "QOS of the partition", notes)
     rule = next((rule for rule in parse_partitions(text or "") if rule.name == partition), None)
     name = rule.raw.get("QoS", "N/A") if rule else "N/A"
     return None if name in ("", "N/A", "(null)") else name

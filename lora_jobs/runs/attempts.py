@@ -106,20 +106,27 @@ def begin_attempt(
     resume_from: str | None,
     first_step: int,
     world_size: int | None = None,
+    refused: str | None = None,
 ) -> Attempt:
-    """Records that the run starts; the same job and restart begin only once. Raises RunError."""
+    """Records that the run starts; the same job and restart begin only once. Raises RunError.
+
+    `refused` is why it can't: its line is never one of a running attempt, which the other ranks would go on with.
+    """
     attempts = load_attempts(run)
     for attempt in attempts:
         if (attempt.job_id, attempt.restart_count) == (job_id, restart_count):
             return attempt
+    now = time.time()
     attempt = Attempt(
         number=max((attempt.number for attempt in attempts), default=0) + 1,
         job_id=job_id,
         restart_count=restart_count,
         backend=backend,
-        state=RUNNING,
+        state=RUNNING if refused is None else FAILED,
         host=host,
-        started_at=time.time(),
+        started_at=now,
+        ended_at=None if refused is None else now,
+        reason=refused,
         resume_from=resume_from,
         first_step=first_step,
         world_size=world_size,

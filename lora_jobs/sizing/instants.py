@@ -75,8 +75,12 @@ class Step:
         """Bytes of the residual stream between two layers."""
         return self.precision.residual * self.shape.hidden_size * self.batch.tokens
 
-    def kept(self, gradient: int) -> int:
-        """Bytes that the backward pass keeps of a new gradient, beside what earlier micro-batches left."""
+    def kept(self, gradient: int, *, beside: int = 0) -> int:
+        """Bytes that the backward pass keeps of a new gradient, beside what earlier micro-batches left, and beside
+        those of an earlier gradient.
+        """
+        if self.state.partition:
+            return self.state.partition if gradient and not beside else 0
         return int(gradient * self.state.growing)
 
 
@@ -278,7 +282,7 @@ def _layer_backward(step: Step) -> list[Instant]:
     }
     last, first = step.layers[-1], step.layers[0]
     adapters = step.precision.adapter * step.adapter_elements
-    late = {"new_gradients": step.kept(adapters) * (count - 1) // count}
+    late = {"new_gradients": step.kept(adapters * (count - 1) // count, beside=step.state.head_gradient)}
     if step.checkpointing:
         begin = {**_recomputed(step, last), "checkpoints": step.layer_input * count}
         end = {**_recomputed(step, first), "checkpoints": step.layer_input, **late}

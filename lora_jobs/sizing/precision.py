@@ -77,7 +77,8 @@ def choose_precision(spec: JobSpec) -> Precision:
     return Precision(
         base=base,
         adapter=adapter,
-        saved=HALF if half_adapters else base,
+        # Beside fp32 adapters ZeRO's one flat tensor of all that is trained is fp32, and so are its parts.
+        saved=HALF if half_adapters else SINGLE if deepspeed else base,
         residual=base,
         output=output,
         attention=HALF if mixed or base == HALF else SINGLE,

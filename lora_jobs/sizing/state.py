@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_jobs.sizing.modules import HEAD, Module, find_token_embedding, list_modules
 from lora_jobs.sizing.parameters import TrainableTensor, saved_modules, trainable_tensors
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision
+from lora_jobs.sizing.shares import Share, list_shares
 
 if TYPE_CHECKING:
     from lora_jobs.sizing.models import ModelShape
@@ -29,6 +30,9 @@ ADAM_8BIT_SMALLEST = 4096
 PAGED_ELEMENTS = 100_000
 """Smaller tensors keep their moments on the device. Source: Optimizer8bit.get_state_buffer of bitsandbytes 0.50."""
 
+DOUBLE = 8
+"""Bytes of fp64, in which DeepSpeed takes norms. Source: get_norm_dtype in runtime/zero/utils.py, 0.19."""
+
 STEP_TENSOR_BYTES = 512
 """A fused AdamW keeps its step counter on the device: one allocator block per tensor."""
 
@@ -44,13 +48,16 @@ class State:
     trainable: int
     optimizer: int
     gradients: int
-    """Every gradient once, as kept between backward and step; 0 where they are kept on the host."""
+    """As kept between backward and step: every one, under ZeRO this rank's; 0 where they are kept on the host."""
     accumulated: int
     """What is kept while a later micro-batch runs: the gradients where they accumulate, else 0."""
     growing: float
     """Share of a gradient that the backward pass keeps beside `accumulated`: 1 the whole, 1/W of it under ZeRO-2."""
+    partition: int = 0
+    """ZeRO-2's buffer for this rank's gradients, in full as soon as the first of them is there; 0 without one."""
     reduce_buckets: int = 0
-    """ZeRO's communication buffers: they live through the backward pass."""
+    """ZeRO's communication buffers: they live through the backward pass. Without them (contiguous_gradients off) the
+    gradients of other ranks that wait to be sent."""
     ddp_buckets: int = 0
     """DistributedDataParallel's: they stay."""
     step_transient: int = 0
@@ -189,29 +196,44 @@ def _zero_state(spec: JobSpec, zero: DeepSpeedSpec, shape: ModelShape, precision
     master = SINGLE * sizes.elements
     optimizer = (master + sizes.moments) // shards
     on_device = 0 if zero.offload_optimizer else 1
-    gradients = on_device * sizes.gradients // gradient_shards
+    divided = list_shares(shape, spec.lora, ranks) if stage in (1, 2) else (Share(sizes.elements // shards, 0),)
+    own = max(share.kept for share in divided) / sizes.elements
+    gradients = int(on_device * sizes.gradients * own)
     accumulates = spec.training.gradient_accumulation_steps > 1
     live = min(sizes.base + sizes.copies, DEEPSPEED_LIVE_PARAMETERS * width)
+    # The step takes the norm of each gradient in fp64, then flattens them, and makes a fp32 copy of half ones.
+    flattened = (sizes.gradients + (master if width == HALF else 0)) // shards
+    step = max(
+        int(sizes.gradients * share.kept / sizes.elements) + max(flattened, DOUBLE * share.largest) for share in divided
+    )
     return State(
         base=sizes.base // parameter_shards,
         trainable=sizes.copies // parameter_shards,
         optimizer=on_device * optimizer,
         host_optimizer=0 if on_device else optimizer + master // shards,
         gradients=gradients,
-        accumulated=gradients if accumulates else 0,
-        growing=on_device / gradient_shards if stage >= 2 or not accumulates else 0,
-        reduce_buckets=_bucket_bytes(zero, shape, width) if stage >= 1 else 0,
-        step_transient=on_device * (2 if width == HALF else 1) * master // shards,
+        accumulated=(gradients if stage >= 2 else on_device * sizes.gradients) if accumulates else 0,
+        growing=on_device * (own if stage == 2 else 1 / gradient_shards) if stage >= 2 or not accumulates else 0,
+        partition=gradients if stage == 2 and zero.contiguous_gradients else 0,
+        reduce_buckets=_bucket_bytes(spec, zero, shape, precision, sizes.gradients - gradients) if stage >= 1 else 0,
+        step_transient=on_device * step - gradients,
         gathered=live if parameter_shards > 1 else 0,
     )
 
 
-def _bucket_bytes(zero: DeepSpeedSpec, shape: ModelShape, width: int) -> int:
-    """The reduce bucket is allocated in full, whatever is trained; twice with overlap_comm. auto is hidden_size^2."""
-    if not zero.contiguous_gradients:
-        return 0
+def _bucket_bytes(spec: JobSpec, zero: DeepSpeedSpec, shape: ModelShape, precision: Precision, others: int) -> int:
+    """The reduce bucket is allocated in full, whatever is trained; twice with overlap_comm. auto is hidden_size^2.
+
+    Under torch_autocast there is one for each dtype that gradients are sent in: half for those of linear layers, else
+    the tensor's own. Not contiguous, it is gradients of `others` themselves that wait for a bucket to fill, or to be
+    sent.
+    """
     elements = shape.hidden_size**2 if zero.reduce_bucket_size == "auto" else zero.reduce_bucket_size
-    return elements * width * (2 if zero.overlap_comm else 1)
+    size = elements * precision.adapter * (2 if zero.overlap_comm else 1)
+    if not zero.contiguous_gradients:
+        return min(size, others) if zero.zero_stage == 2 else 0
+    sent_whole = zero.torch_autocast and precision.adapter == SINGLE and spec.lora.use_dora
+    return 2 * size if sent_whole else size
 
 
 def _saved_bytes(shape: ModelShape, lora: LoraSpec, precision: Precision, name: str) -> int:

@@ -161,7 +161,7 @@ def begin(run: Run, launch: Launch) -> tuple[Attempt, tuple[str, ...]]:
         start = choose_start(run, world_size=world_size)
         refuse_stalled(run, start)
     except LoraJobsError as error:
-        attempt = write(resume_from=None, first_step=0)
+        attempt = write(resume_from=None, first_step=0, refused=error.message)
         write_end(run, attempt, error.exit_code, "FAILED", error.message)
         raise
     attempt = write(resume_from=start.checkpoint.name if start.checkpoint else None, first_step=start.step)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +76,14 @@ def find_lost_steps(run: Run) -> int:
     return lost
 
 
-def measure_start(slurm: SlurmCluster, run: Run) -> float:
-    """Seconds from Slurm's start of the last job to the end of its first step: Python, the verification, the set-up.
+def measure_start(run: Run) -> float:
+    """Seconds from the begin of the last attempt, with its checkpoint verified, to the end of its first step.
 
     How long a requeued job rests before that (two minutes) and waits for its nodes is Slurm's matter.
     """
-    shown = slurm.call("scontrol", "show", "job", "-o", find_job(run)).stdout
-    found = re.search(r" StartTime=(\S+)", shown)
-    assert found is not None, shown
     last = load_attempts(run)[-1]
     steps = [row["time"] for row in load_metrics(run) if row["kind"] == "train" and row["attempt"] == last.number]
-    return round(min(steps) - datetime.fromisoformat(found[1]).timestamp(), 2)
+    return round(min(steps) - last.started_at, 2)
 
 
 def resume_until_done(run: Run) -> None:
@@ -104,7 +99,7 @@ def test_scontrol_requeue(slurm: SlurmCluster, tiny: Tiny, record: Callable[...,
     slurm.call("scontrol", "requeue", find_job(run))
     wait_for_end(run)
     record("scontrol requeue", ours="same result", lost_steps=find_lost_steps(run),
-           seconds_to_first_step=measure_start(slurm, run))  # fmt: skip
+           seconds_to_first_step=measure_start(run))  # fmt: skip
     assert len(load_attempts(run)) == 2
     assert hash_adapter(run) == reference.adapter
 
@@ -125,7 +120,7 @@ def test_preemption_without_grace(slurm: SlurmCluster, tiny: Tiny, tmp_path: Pat
     finally:
         slurm.call("scontrol", "update", "PartitionName=boost_usr_prod", f"GraceTime={slurm.grace_seconds}")
     record("preemption without grace", ours="same result", lost_steps=find_lost_steps(run),
-           seconds_to_first_step=measure_start(slurm, run))  # fmt: skip
+           seconds_to_first_step=measure_start(run))  # fmt: skip
     assert find_lost_steps(run) <= 5
     assert hash_adapter(run) == reference.adapter
 
@@ -166,7 +161,7 @@ def test_a_slurmd_killed(slurm: SlurmCluster, tiny: Tiny, record: Callable[..., 
     if status.state != "COMPLETED":
         resume_until_done(run)
     record("a slurmd killed", ours="same result", lost_steps=find_lost_steps(run),
-           seconds_to_first_step=measure_start(slurm, run))  # fmt: skip
+           seconds_to_first_step=measure_start(run))  # fmt: skip
     assert find_lost_steps(run) <= 5
     assert hash_adapter(run) == reference.adapter
 
@@ -213,7 +208,7 @@ def test_an_id_that_slurmctld_has_forgotten(slurm: SlurmCluster, tiny: Tiny, rec
     resume_run(plan_resume(job_id))
     wait_for_end(run)
     record("an id that slurmctld has forgotten", ours="same result", lost_steps=find_lost_steps(run),
-           seconds_to_first_step=measure_start(slurm, run))  # fmt: skip
+           seconds_to_first_step=measure_start(run))  # fmt: skip
     assert load_attempts(run)[-1].job_id != job_id
     assert hash_adapter(run) == reference.adapter
 
@@ -233,7 +228,7 @@ def test_a_task_of_an_array_comes_back_alone(slurm: SlurmCluster, tiny: Tiny, re
         wait_for_end(run)
     first, second = load_attempts(signalled)
     record("a task of an array, signalled", ours="same result", lost_steps=find_lost_steps(signalled),
-           seconds_to_first_step=measure_start(slurm, signalled))  # fmt: skip
+           seconds_to_first_step=measure_start(signalled))  # fmt: skip
     assert task.endswith("_1")
     assert [(each.state, each.job_id, each.restart_count) for each in (first, second)] == [
         ("SAVED", task, 0), ("COMPLETED", task, 1),
@@ -287,7 +282,7 @@ def test_resume_while_sacct_is_down(slurm: SlurmCluster, tiny: Tiny, record: Cal
                    slurm.root)  # fmt: skip
     wait_for_end(run)
     record("sacct down", ours="same result", lost_steps=find_lost_steps(run),
-           seconds_to_first_step=measure_start(slurm, run))  # fmt: skip
+           seconds_to_first_step=measure_start(run))  # fmt: skip
     assert hash_adapter(run) == reference.adapter
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from slurm_cluster import ACCOUNT, wait_until
+from typer.testing import CliRunner
 
+from lora_jobs.cli.main import app
 from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.runs import Run, Submission, append_submission, create_run
 from lora_jobs.workflows.detailing import describe_run
@@ -119,11 +122,27 @@ def read_squeue(slurm: SlurmCluster) -> dict[str, tuple[str, int, str]]:
 
 
 def read_sprio(slurm: SlurmCluster) -> dict[str, list[str]]:
-    rows = slurm.call("sprio", "-h", "-o", "%i|%Y|%A|%F|%J|%P|%Q|%S|%N").stdout.splitlines()
+    rows = slurm.call("sprio", "-h", "-o", "%i|%Y|%A|%F|%J|%P|%Q|%S|%N|%B|%T").stdout.splitlines()
     return {row.split("|")[0]: row.split("|")[1:] for row in rows}
 
 
-def test_rank_priority_factors_and_start_equal_what_slurm_prints(desk: Desk):
+@pytest.fixture
+def all_weighted(slurm: SlurmCluster) -> Iterator[None]:
+    """Weights for what this cluster gives no points for: accounts, and the resources that a job asks for."""
+    before = slurm.slurm_conf.read_text()
+    slurm.slurm_conf.write_text(f"{before}PriorityWeightAssoc=300\nPriorityWeightTRES=cpu=100,gres/gpu=700\n")
+    modify = ("sacctmgr", "-i", "modify", "user", "root", f"account={ACCOUNT}", "set")
+    try:
+        slurm.call("scontrol", "reconfigure")
+        slurm.call(*modify, "Priority=5")
+        yield
+    finally:
+        slurm.call(*modify, "Priority=-1")
+        slurm.slurm_conf.write_text(before)
+        slurm.call("scontrol", "reconfigure")
+
+
+def test_rank_priority_factors_and_start_equal_what_slurm_prints(desk: Desk, all_weighted: None):
     desk.fill()
     desk.submit(*ONE_GPU, "--array=0-6%2")
     desk.submit(*ONE_GPU, f"--uid={OTHER_USER}", f"--account={ACCOUNT}", "--chdir=/")
@@ -149,9 +168,18 @@ def test_rank_priority_factors_and_start_equal_what_slurm_prints(desk: Desk):
     assert len({row.rank for row in seen.values()}) == 4
     starts = {job_id: row.expected_start or "N/A" for job_id, row in seen.items()}
     assert starts == {job_id: queue[job_id][2] for job_id in mine}
-    names = ("priority", "age", "fairshare", "job_size", "partition", "qos", "site", "nice")
-    factors = {job_id: [str((row.factors or {})[name]) for name in names] for job_id, row in seen.items()}
-    assert factors == {job_id: priorities[job_id] for job_id in mine}
+    names = ("priority", "age", "fairshare", "job_size", "partition", "qos", "site", "nice", "association")
+    factors = {job_id: row.factors or {} for job_id, row in seen.items()}
+    printed = {job_id: [str(parts[name]) for name in names] for job_id, parts in factors.items()}
+    assert printed == {job_id: priorities[job_id][:-1] for job_id in mine}
+    tres = {job_id: re.findall(r"=(\d+)", priorities[job_id][-1]) for job_id in mine}
+    assert {job_id: parts["tres"] for job_id, parts in factors.items()} == {
+        job_id: sum(map(int, points)) for job_id, points in tres.items()
+    }
+    assert all(parts["association"] and parts["tres"] for parts in factors.values())
+    sums = {job_id: sum(parts.values()) - parts["priority"] - 2 * parts["nice"] for job_id, parts in factors.items()}
+    apart = {job_id: abs(parts["priority"] - sums[job_id]) for job_id, parts in factors.items()}
+    assert max(apart.values()) <= 10, "no part is missing: each is rounded for itself"
     lines = run_cli("status").stdout.splitlines()
     assert len(lines) == 5
     assert max(len(line) for line in lines) <= 100
@@ -206,6 +234,37 @@ def test_reason_of_a_limit_of_the_qos(desk: Desk):
     assert answer.meaning == "as many jobs run as its QOS allows"
     assert "MaxJobsPU 1" in dict(answer.numbers)["QOS one_at_a_time"]
     assert find_status().runs[0].reason_text == "QOS: running jobs at a limit"
+
+
+def test_reason_of_a_limit_of_the_partitions_qos(desk: Desk):
+    update = ("scontrol", "update", "PartitionName=boost_urgent")
+    desk.slurm.call(*update, "QoS=one_at_a_time")
+    try:
+        first = desk.submit(*ONE_GPU, "--partition=boost_urgent")
+        desk.wait(lambda: desk.reason(first)[0] == "RUNNING", "the first job")
+        second, _ = desk.run(*ONE_GPU, "--partition=boost_urgent")
+        answer = desk.why(second, "QOSMaxJobsPerUserLimit")
+        numbers = dict(answer.numbers)
+        assert (numbers["QOS normal"], answer.notes) == ("no limits of its own", ())
+        assert numbers["QOS one_at_a_time"] == "MaxJobsPU 1, of the partition"
+    finally:
+        desk.slurm.call("scancel", "--user=root", check=False)
+        desk.slurm.call(*update, "QoS=")
+
+
+def test_reason_of_a_limit_of_the_account(desk: Desk):
+    modify = ("sacctmgr", "-i", "modify", "account", ACCOUNT, "set")
+    desk.slurm.call(*modify, "GrpJobs=1")
+    try:
+        first = desk.submit(*ONE_GPU)
+        desk.wait(lambda: desk.reason(first)[0] == "RUNNING", "the first job")
+        second, _ = desk.run(*ONE_GPU)
+        answer = desk.why(second, "AssocGrpJobsLimit")
+        assert answer.meaning == "as many jobs run as your account allows"
+        assert dict(answer.numbers)["account limit"] == f"{ACCOUNT.lower()}: GrpJobs 1"
+        assert answer.notes == ()
+    finally:
+        desk.slurm.call(*modify, "GrpJobs=-1")
 
 
 def test_reason_of_a_drained_node(desk: Desk):
@@ -408,14 +467,24 @@ def test_with_private_data_no_rank_is_invented(desk: Desk, monkeypatch: pytest.M
         mine = desk.submit(*ONE_GPU, f"--uid={OTHER_USER}", f"--account={ACCOUNT}", "--chdir=/")
         desk.wait(lambda: desk.reason(mine)[1] == "Priority", "a reason")
         desk.slurm.root.chmod(0o755)
-        diagnose(), look_further(desk.scratch)  # all is imported: the child may not read root's packages
+        (
+            diagnose(),
+            look_further(desk.scratch),
+            CliRunner().invoke(app, ["status"]),
+        )  # all is imported: the child may not read root's packages
         with tempfile.TemporaryDirectory() as scratch:
             shutil.chown(scratch, OTHER_USER)
             monkeypatch.setenv("LORA_JOBS_HOME", f"{scratch}/runs")
             seen = as_user(OTHER_USER, lambda: observe_as_json(mine))
             answer = as_user(OTHER_USER, lambda: explain_job(mine).to_json())
             levels, starts = as_user(OTHER_USER, lambda: look_further(Path(scratch)))
+            screen = as_user(OTHER_USER, lambda: show_status_of(mine, Path(scratch) / "runs"))
     assert (answer["reason"], answer["rank"], answer["notes"]) == ("Priority", None, seen["notes"])
+    assert screen[0] == 0
+    assert f"{mine} PENDING" in screen[1]
+    assert "others go first" in screen[1]
+    assert " pending, " not in screen[1]
+    assert "no rank in the queue: this cluster shows you your own jobs only" in " ".join(screen[1].split())
     assert levels["privacy"][0] == "warning"
     assert "PrivateData=jobs: others' jobs are hidden" in levels["privacy"][1]
     assert None not in starts
@@ -426,6 +495,13 @@ def test_with_private_data_no_rank_is_invented(desk: Desk, monkeypatch: pytest.M
         "factors": True,
         "notes": ["no rank in the queue: this cluster shows you your own jobs only (PrivateData=jobs)"],
     }
+
+
+def show_status_of(job_id: str, home: Path) -> tuple[int, str]:
+    """What the command ends with and prints, for a run whose job that is."""
+    append_submission(create_run(home, "mine-1", FILES), Submission(job_id, "slurm", time.time(), "here"))
+    done = CliRunner().invoke(app, ["status"])
+    return done.exit_code, done.output
 
 
 def test_a_job_in_a_hidden_partition_is_seen(desk: Desk):

@@ -87,6 +87,7 @@ def test_the_estimate_is_that_of_the_real_code(traces: dict[str, Future[Any]], n
     assert "error" not in traced, traced
     row = memory.compare(ROWS[name], traced)
     assert abs(row["error_percent"]) <= LIMIT_PERCENT, row
+    assert all(abs(percent) <= LIMIT_PERCENT for percent in row["components_percent"].values()), row
 
 
 def test_few_layers_stand_for_all_of_them(tracer: Any) -> None:

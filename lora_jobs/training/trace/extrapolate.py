@@ -27,6 +27,8 @@ class Trace:
     versions: dict[str, str]
     parameters: dict[str, int]
     """Of the base model and trained ones, and the bytes of the trained."""
+    components: dict[str, int]
+    """Bytes of what stays through a step, by the closed form's names; under DeepSpeed of the weights only."""
 
     @property
     def peak_bytes(self) -> int:
@@ -59,7 +61,8 @@ def _trace_rank(spec: JobSpec, *, cached: bool) -> Trace:
     peaks = [_by_instant(step.peaks, len(layout)) for step, layout in zip(steps, layouts, strict=True)]
     parameters = extrapolate(kinds, layouts, [step.parameters for step in steps])
     traced = tuple(len(layout) for layout in layouts)
-    trace = Trace(extrapolate(kinds, layouts, peaks), traced, versions, parameters)
+    components = extrapolate(kinds, layouts, [step.components for step in steps])
+    trace = Trace(extrapolate(kinds, layouts, peaks), traced, versions, parameters, components)
     store_trace(key, asdict(trace))
     return trace
 

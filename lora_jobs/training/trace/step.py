@@ -18,6 +18,7 @@ from trl.trainer.utils import add_fused_lm_head
 from lora_jobs.sizing.activations import Batch, evaluation_batch, training_batch
 from lora_jobs.training.trace.allocator import Books
 from lora_jobs.training.trace.build import build_model, find_layers
+from lora_jobs.training.trace.components import count_gradients, count_held
 from lora_jobs.training.trace.kernels import declare_rows
 from lora_jobs.training.trace.quantize import QUANTILES, count_elements, list_state, temporary_bytes
 
@@ -31,11 +32,12 @@ FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
 @dataclass(frozen=True, slots=True)
 class StepTrace:
     """Peak allocated bytes of each stretch (loss_forward, loss_backward, layer_backward_<n>, optimizer_step,
-    evaluation; `static` is what is there before the step), and the parameters of the model.
+    evaluation; `static` is what is there before the step), the parameters of the model, and the bytes of what stays.
     """
 
     peaks: dict[str, int]
     parameters: dict[str, int]
+    components: dict[str, int]
 
 
 def trace_step(spec: JobSpec, config: Any) -> StepTrace:
@@ -53,6 +55,7 @@ def trace_step(spec: JobSpec, config: Any) -> StepTrace:
         optimizer = None if spec.deepspeed is not None else prepare_optimizer(spec, model)
         if spec.deepspeed is not None:
             _drop_gradients(model)
+        components = count_held(model, optimizer)
         books.enter("static")
         forward = wrap_forward(spec, model)
         layers = find_layers(model, config)
@@ -60,13 +63,14 @@ def trace_step(spec: JobSpec, config: Any) -> StepTrace:
         model.train()
         _train(spec, books, forward)
         if optimizer is not None:
+            components["gradients"] = count_gradients(model)
             books.enter("optimizer_step")
             take_step(spec, model, optimizer)
             optimizer.zero_grad()
         if spec.data.eval is not None:  # before step 1 and after the last, whatever training.eval_steps says
             _evaluate(spec, books, forward, model)
         books.enter("end")
-    return StepTrace(books.peaks, parameters)
+    return StepTrace(books.peaks, parameters, components)
 
 
 def count_parameters(model: Any) -> dict[str, int]:

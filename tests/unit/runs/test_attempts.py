@@ -58,6 +58,14 @@ def end(run: Run, job_id: str = "12", restart_count: int = 0, *, code: int = 85)
     )
 
 
+def test_a_start_that_is_refused_is_over_from_its_first_line(run: Run) -> None:
+    """The other ranks look for the line: one of a running attempt would have them wait for a rank that has left."""
+    options = {"job_id": "12", "restart_count": 0, "backend": "local", "host": "here", "resume_from": None}
+    attempt = begin_attempt(run, **options, first_step=0, refused="no good checkpoint")
+    assert (attempt.has_ended, attempt.state, attempt.reason) == (True, "FAILED", "no good checkpoint")
+    assert load_attempts(run) == [attempt]
+
+
 def test_an_attempt_begins_and_ends(run: Run) -> None:
     assert load_attempts(run) == []
     before = time.time()

@@ -179,7 +179,7 @@ def test_zero_2_over_two_ranks(make_spec: SpecMaker) -> None:
         "trainable_weights": 2 * N,
         "optimizer_state": 12 * N // 2,
         "gradients": 2 * N // 2,
-        "optimizer_temporaries": 8 * N // 2,
+        "optimizer_temporaries": 6 * N // 2,
     }
     assert found.components["reduce_buckets"] == 10**9
     assert found.components["nccl_buffers"] == 688 * MIB
@@ -189,6 +189,16 @@ def test_zero_2_over_two_ranks(make_spec: SpecMaker) -> None:
         estimate(make_spec, changes | {"deepspeed.reduce_bucket_size": "auto"}).components["reduce_buckets"]
         == 2 * H * H
     )
+
+
+def test_a_zero_rank_keeps_the_whole_gradient_of_what_it_has_a_part_of(make_spec: SpecMaker) -> None:
+    changes = {"deepspeed.zero_stage": 2, "resources.gpus_per_node": 2}
+    tied = {"lora.modules_to_save": ["embed_tokens"], "lora.ensure_weight_tying": True}
+    step = next(x for x in estimate(make_spec, changes | tied).instants if x.name == "optimizer_step")
+    # The border is in the embedding, so one rank has a part of it and the adapters, the other only a larger part.
+    assert step.parts["gradients"] == 2 * (V * H + N)
+    first, second = 2 * V * H + 8 * (V * H + N) // 2, 2 * (V * H + N) + 6 * (V * H + N) // 2
+    assert step.parts["gradients"] + step.parts["optimizer_temporaries"] == max(first, second)
 
 
 def test_the_other_parallelisms(make_spec: SpecMaker) -> None:
