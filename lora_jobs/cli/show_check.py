@@ -27,7 +27,7 @@ BAR_WIDTH = 28
 MOST_SHOWN = 2
 """Suggestions that are enough; the JSON has every one."""
 
-MOST_BARS = 7
+MOST_BARS = 6
 """Of tensors; what must fit beside them is never left out."""
 
 MEANT = 32

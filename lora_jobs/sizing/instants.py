@@ -287,7 +287,7 @@ def _layer_backward(step: Step) -> list[Instant]:
         begin = {**_recomputed(step, last), "checkpoints": step.layer_input * count}
         end = {**_recomputed(step, first), "checkpoints": step.layer_input, **late}
     else:
-        begin = {**_activations(step), "layer_backward": last.mlp_backward * tokens}
+        begin = {**_activations(step), "layer_backward": (_live(last) - last.saved) * tokens}
         end = {**_shared(step), "layer_backward": _live(first) * tokens, **late}
     return [
         Instant("first_layer_backward", "in the backward pass of the last layer", {**common, **begin}),

@@ -20,7 +20,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["training.trainer=transformers", "training.per_device_eval_batch_size=8"],
         ["DOES NOT FIT: ", "dies before step 1, in the first evaluation", "256,000 tokens", "32 GB (RTX5090)"],
     ),
-    "one gpu": (["resources.gpus_per_node=1"], ["DOES NOT FIT: ", "the smallest change that fits (", "  or --set "]),
+    "one gpu": (["resources.gpus_per_node=1"], ["TIGHT: ", "to be sure (", "  or --set "]),
     "attention left open": (
         ["model.attn_implementation=null", "training.trainer=transformers", "training.per_device_eval_batch_size=8"],
         ["attention: eager by default", "DOES NOT FIT: "],

@@ -118,6 +118,7 @@ def test_time_without_data_is_for_some_rows_and_with_it_counts_the_requeues(tmp_
     (tmp_path / "train.jsonl").write_text(rows)
     settings = [f"data.train={tmp_path / 'train.jsonl'}", "data.eval=null", "training.eval_steps=null"]
     settings += ["training.load_best_model_at_end=false", "training.early_stopping_patience=null"]
+    settings += ["training.early_stopping_threshold=0"]
     whole = costs(*settings).time
     short = costs(*settings, "resources.time=00:20:00").time
     assert whole is not None
