@@ -20,7 +20,7 @@ WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-memory bench-gpu bench-train bench-queue bench-sweep faults capture readme install slurm-packages browser golden clean
+.PHONY: help demo test lint check format bench bench-memory bench-gpu bench-train bench-queue bench-sweep faults capture readme install slurm-packages browser golden clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -71,11 +71,13 @@ browser:
 test: $(VENV)/.dev slurm-packages browser
 	$(BIN)/python -m pytest $(WORKERS)
 
-check: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/python -m pytest -q $(WORKERS) tests/unit
 
 format: $(VENV)/.dev
