@@ -128,9 +128,21 @@ def run_part(part: Part, directory: Path, kills: int) -> dict[str, Any]:
     said = rows.read_text() if rows.exists() else ""
     for place in (directory, directory.parent, ROOT):  # names of this machine, which say nothing elsewhere
         said = said.replace(f"{place}/", "")
-    lines = said.splitlines()
-    found = [json.loads(line) for line in lines]
-    tests, failed = 0, []
+    found = [json.loads(line) for line in said.splitlines()]
+    tests, failed, seen = read_tests(report, is_long=part.section.is_long)
+    print(f"{part.name}: {tests} tests, {len(failed)} failed, {seconds:.0f} s (log: {log})", flush=True)
+    return {
+        "tests": tests,
+        "failed": failed,
+        "seconds": round(seconds, 1),
+        "machine": describe_machine(),
+        "rows": found + seen,
+    }
+
+
+def read_tests(report: Path, *, is_long: bool) -> tuple[int, list[str], list[dict[str, Any]]]:
+    """Out of pytest's JUnit file: how many ran, which failed, and a row for each skipped one and each case on Slurm."""
+    tests, failed, rows = 0, [], []
     for case in ElementTree.parse(report).getroot().iter("testcase"):  # noqa: S314 - our own file
         name = case.get("name", "")
         bad = case.find("failure") is not None or case.find("error") is not None
@@ -138,18 +150,11 @@ def run_part(part: Part, directory: Path, kills: int) -> dict[str, Any]:
         tests += skipped is None
         if bad:
             failed.append(name)
-        if skipped is not None and part.section.is_long:
-            found.append({"group": "skipped", "case": name, "why": (skipped.get("message") or "")[:200]})
+        if skipped is not None and is_long:
+            rows.append({"group": "skipped", "case": name, "why": (skipped.get("message") or "")[:200]})
         elif name in ON_SLURM:
-            found.append({"group": "slurm", "case": ON_SLURM[name], "ours": "failed" if bad else "same result"})
-    print(f"{part.name}: {tests} tests, {len(failed)} failed, {seconds:.0f} s (log: {log})", flush=True)
-    return {
-        "tests": tests,
-        "failed": failed,
-        "seconds": round(seconds, 1),
-        "machine": describe_machine(),
-        "rows": found,
-    }
+            rows.append({"group": "slurm", "case": ON_SLURM[name], "ours": "failed" if bad else "same result"})
+    return tests, failed, rows
 
 
 def describe_machine() -> dict[str, Any]:

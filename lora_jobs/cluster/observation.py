@@ -15,7 +15,7 @@ from lora_jobs.errors import ClusterError
 from lora_jobs.runs import is_ended
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 MULTIFACTOR = "priority/multifactor"
 
@@ -77,15 +77,25 @@ def observe_jobs(
     }
     asked = list(dict.fromkeys([*[job_id for job_id in wanted if job_id not in jobs], *filter(is_job_id, past)]))
     history = _find_history(asked, notes) if asked else {}
-    for job_id in wanted:
-        if job_id not in jobs and (found := _find_last(history.get(job_id, ()), job_id)) is not None:
-            # The queue forgets a job only once it is over: accounting that still calls it alive has missed its end.
-            if answer is not None and not is_ended(found.state):
-                notes.append(f"job {job_id}: accounting still says {found.state}, the queue no longer holds it")
-            else:
-                jobs[job_id] = Sighting(found, {found.state: 1})
+    missing = {job_id: history.get(job_id, ()) for job_id in wanted if job_id not in jobs}
+    jobs |= _find_ended(missing, notes, queue_answered=answer is not None)
     of_users = _fold_arrays(answer.of_users if answer else ())
     return Observation(jobs, history, of_users, config, tuple(notes), queue_answered=answer is not None)
+
+
+def _find_ended(
+    history: Mapping[str, Sequence[SlurmJob]], notes: list[str], *, queue_answered: bool
+) -> Iterator[tuple[str, Sighting]]:
+    """The last state of the jobs that the queue does not hold, out of accounting's rows of each."""
+    for job_id, rows in history.items():
+        last = _find_last(rows, job_id)
+        if last is None:
+            continue
+        # The queue forgets a job only once it is over: accounting that still calls it alive has missed its end.
+        if queue_answered and not is_ended(last.state):
+            notes.append(f"job {job_id}: accounting still says {last.state}, the queue no longer holds it")
+        else:
+            yield job_id, Sighting(last, {last.state: 1})
 
 
 def _find_history(ids: Sequence[str], notes: list[str]) -> dict[str, tuple[SlurmJob, ...]]:

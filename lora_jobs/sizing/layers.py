@@ -190,26 +190,11 @@ def _layer_cost(
 ) -> LayerCost:
     adapted = kind.adapted
     targets = dict(adapted.ranks)
-    h, q, i = shape.hidden_size, shape.query_size, shape.intermediate_size
+    h, i = shape.hidden_size, shape.intermediate_size
     dropout = 1 if spec.lora.lora_dropout > 0 else 0
     adapters = adapter_bytes(spec, shape, precision, kernel, targets)
     attention = attention_bytes(shape, precision, batch, kernel)
-    in_qkv = [name for name in QKV if name in targets]
-    qkv_adapters = adapter_bytes(spec, shape, precision, kernel, {name: targets[name] for name in in_qkv})
-    attention_backward = 0
-    if kernel == "eager":
-        scores = (
-            (3 * SINGLE if not shape.traits.attention_soft_cap else 3 * SINGLE + HALF) * precision.attention // HALF
-        )
-        attention_backward = (
-            norm_bytes(h)
-            + head_norm_bytes(shape)
-            + qkv_adapters
-            + precision.residual * h
-            + 2 * precision.attention * q
-            + precision.attention * expanded_keys(shape, batch) // 2
-            + scores * shape.num_attention_heads * batch.sequence
-        )
+    in_qkv = {name: rank for name, rank in targets.items() if name in QKV}
     return LayerCost(
         norms=norms_bytes(shape),
         attention=attention,
@@ -219,9 +204,30 @@ def _layer_cost(
         dora_moments=_list_dora_moments(spec, shape, precision, batch, kernel, targets, kind.layer),
         mlp_forward=_mlp_forward(shape, precision, targets, dropout=bool(dropout)),
         mlp_backward=_mlp_backward(spec, shape, precision, batch, adapted="down_proj" in targets),
-        attention_backward=attention_backward,
+        attention_backward=_eager_backward(
+            shape, precision, batch, adapter_bytes(spec, shape, precision, kernel, in_qkv)
+        )
+        if kernel == "eager"
+        else 0,
         fused_gate="gate_up_proj" in targets,
         first_unneeded=norm_bytes(h) + dropout * h * len(in_qkv),
+    )
+
+
+def _eager_backward(shape: ModelShape, precision: Precision, batch: Batch, qkv_adapters: int) -> int:
+    """Bytes per token of eager attention's backward pass: the scores of every head, in fp32 and the attention's dtype,
+    beside the inputs that the layer has saved; `qkv_adapters` are those of its projections. Source: traced.
+    """
+    h = shape.hidden_size
+    scores = 3 * SINGLE if not shape.traits.attention_soft_cap else 3 * SINGLE + HALF
+    return (
+        norm_bytes(h)
+        + head_norm_bytes(shape)
+        + qkv_adapters
+        + precision.residual * h
+        + 2 * precision.attention * shape.query_size
+        + precision.attention * expanded_keys(shape, batch) // 2
+        + scores * precision.attention // HALF * shape.num_attention_heads * batch.sequence
     )
 
 

@@ -11,7 +11,7 @@ from lora_jobs.units import format_duration, parse_duration
 from lora_jobs.workflows.findings import Finding, Level, split_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from lora_jobs.spec import ClusterEnvironment
 
@@ -64,54 +64,57 @@ def _look_at_version(version: str | None) -> Finding:
 def _look_at_config(inventory: Inventory) -> Iterator[Finding]:
     config = inventory.config
     yield Finding("slurm", "controller", "ok", f"cluster {inventory.cluster or '?'} answers")
-    storage = config.get("AccountingStorageType", "?")
-    if storage.endswith("slurmdbd"):
-        enforced = config.get("AccountingStorageEnforce", "none")
-        yield Finding("slurm", "accounting", "ok", f"slurmdbd; enforced: {enforced}")
-    else:
-        yield Finding(
-            "slurm", "accounting", "warning", f"{storage}: Slurm forgets ended jobs",
-            "nothing to do: the runs' own records are used",
-        )  # fmt: skip
-    priority = config.get("PriorityType", "?")
-    if priority == "priority/multifactor":
-        weights = {
-            key.removeprefix("PriorityWeight").lower(): value
-            for key, value in config.items()
-            if key.startswith("PriorityWeight") and value not in {"", "0", "(null)"}
-        }
-        shown = ", ".join(f"{name} {weight}" for name, weight in weights.items()) or "all weights are 0"
-        yield Finding("slurm", "priority", "ok", f"multifactor: {shown}")
-    else:
-        yield Finding(
-            "slurm", "priority", "warning", f"{priority}: no factors to show", "jobs start in the order of priority"
-        )
-    scheduler = config.get("SchedulerType", "?")
-    if scheduler == "sched/backfill":
-        yield Finding("slurm", "scheduler", "ok", "backfill: expected starts are computed")
-    else:
-        yield Finding(
-            "slurm",
-            "scheduler",
-            "warning",
-            f"{scheduler}: squeue gives no expected starts",
-            "`lora-jobs plan` asks anyway",
-        )
+    yield _look_at_accounting(config)
+    yield _look_at_priority(config)
+    yield _look_at_scheduler(config)
     known = [f"{key} {config[key]}" for key in ("MaxArraySize", "MaxJobCount", "EnforcePartLimits") if key in config]
     yield Finding("slurm", "limits", "ok", ", ".join(known) or "none named")
     private = config.get("PrivateData", "none")
     if "jobs" in private:
         yield Finding(
-            "slurm",
-            "privacy",
-            "warning",
+            "slurm", "privacy", "warning",
             f"PrivateData={private}: others' jobs are hidden, so is the rank in the queue",
             "nothing to do: expected starts are right all the same, `lora-jobs plan SPEC` compares them",
-        )
+        )  # fmt: skip
     preempt = config.get("PreemptType", "preempt/none")
     if preempt != "preempt/none":
         mode = config.get("PreemptMode", "?")
         yield Finding("slurm", "preemption", "ok", f"{preempt}, {mode}: a preempted run saves, and goes on by itself")
+
+
+def _look_at_accounting(config: Mapping[str, str]) -> Finding:
+    storage = config.get("AccountingStorageType", "?")
+    if storage.endswith("slurmdbd"):
+        enforced = config.get("AccountingStorageEnforce", "none")
+        return Finding("slurm", "accounting", "ok", f"slurmdbd; enforced: {enforced}")
+    return Finding(
+        "slurm", "accounting", "warning", f"{storage}: Slurm forgets ended jobs",
+        "nothing to do: the runs' own records are used",
+    )  # fmt: skip
+
+
+def _look_at_priority(config: Mapping[str, str]) -> Finding:
+    priority = config.get("PriorityType", "?")
+    if priority != "priority/multifactor":
+        return Finding(
+            "slurm", "priority", "warning", f"{priority}: no factors to show", "jobs start in the order of priority"
+        )
+    weights = {
+        key.removeprefix("PriorityWeight").lower(): value
+        for key, value in config.items()
+        if key.startswith("PriorityWeight") and value not in {"", "0", "(null)"}
+    }
+    shown = ", ".join(f"{name} {weight}" for name, weight in weights.items()) or "all weights are 0"
+    return Finding("slurm", "priority", "ok", f"multifactor: {shown}")
+
+
+def _look_at_scheduler(config: Mapping[str, str]) -> Finding:
+    scheduler = config.get("SchedulerType", "?")
+    if scheduler == "sched/backfill":
+        return Finding("slurm", "scheduler", "ok", "backfill: expected starts are computed")
+    return Finding(
+        "slurm", "scheduler", "warning", f"{scheduler}: squeue gives no expected starts", "`lora-jobs plan` asks anyway"
+    )
 
 
 def look_at_partitions(inventory: Inventory | None, environment: ClusterEnvironment | None) -> Iterator[Finding]:
