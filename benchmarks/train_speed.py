@@ -2,7 +2,8 @@
 
     python benchmarks/train_speed.py [--pairs 3] [--steps 16] [--model small]
 
-Without a GPU: a small Llama with SmolLM2's vocabulary beside a plain Trainer + PEFT script. With one: Gemma 3 1B and
+Without a GPU: a small Llama with SmolLM2's vocabulary beside a plain Trainer + PEFT script, on rows that are most of
+them completion and on rows that are most of them prompt, as a drawing with its caption is. With a GPU: Gemma 3 1B and
 Llama 3.2 3B in bf16, beside TRL's own SFT script, too, with the share of the GPU's peak that the model's FLOPs reach.
 Random weights; the same rows, tokens, batches, precision and machine. Each run is a process of its own, and the order
 alternates. Writes benchmarks/results/train_speed_DEVICE.json.
@@ -38,16 +39,22 @@ BATCH = 4
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model: by the name of its shape (None: SHAPE), and how often a row says its caption."""
+    """One model: by the name of its shape (None: SHAPE), and how often a row says its drawing and its caption."""
 
     shape: str | None
+    drawings: int
     captions: int
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.shape is None else "cuda"
 
 
 CASES = {
-    "small": Case(None, 6),
-    "gemma-3-1b": Case("google/gemma-3-1b-it", 48),
-    "llama-3.2-3b": Case("meta-llama/Llama-3.2-3B", 48),
+    "small": Case(None, 1, 6),
+    "small, long prompts": Case(None, 6, 1),
+    "gemma-3-1b": Case("google/gemma-3-1b-it", 1, 48),
+    "llama-3.2-3b": Case("meta-llama/Llama-3.2-3B", 1, 48),
 }
 SCRIPTS = {"cpu": ("plain", "transformers", "trl"), "cuda": ("plain", "sft", "transformers", "trl")}
 """plain and sft are a user's scripts; transformers and trl are ours, by training.trainer."""
@@ -56,14 +63,17 @@ VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate")
 
 
 def make_inputs(root: Path, case: Case) -> None:
-    """A random model with a tokenizer, and rows of about 160 or 1,000 tokens."""
+    """A random model with a tokenizer, and rows of about 100 or 1,000 tokens."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from lora_jobs.training.tiny import build_rows, build_tokenizer, write_rows
     from lora_jobs.training.trace.build import load_config
 
-    rows = [{"prompt": row["svg"], "completion": " " + f"{row['caption']} " * case.captions} for row in build_rows()]
+    rows = [
+        {"prompt": row["svg"] * case.drawings, "completion": " " + f"{row['caption']} " * case.captions}
+        for row in build_rows()
+    ]
     build_tokenizer(row["prompt"] for row in rows).save_pretrained(root / "model")
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPE) if case.shape is None else load_config(case.shape)
@@ -258,7 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--model", choices=list(CASES), help="left out: small without a GPU, else the two others")
+    parser.add_argument("--model", choices=list(CASES), help="left out: the small ones without a GPU, else the others")
     parser.add_argument("--child", choices=("plain", "sft", "transformers", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
@@ -273,7 +283,7 @@ def main() -> None:
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.cuda.get_device_name() if kind == "cuda" else "cpu"
-    models = [options.model] if options.model else ["small"] if kind == "cpu" else list(CASES)[1:]
+    models = [options.model] if options.model else [name for name, case in CASES.items() if case.device == kind]
     result = {
         "device": device,
         "processors": os.cpu_count(),

@@ -11,7 +11,6 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -26,6 +25,7 @@ from lora_jobs.training.data import Examples, load_examples
 from lora_jobs.training.deadline import Pace, Watch, find_end_time
 from lora_jobs.training.entry import SavedStop
 from lora_jobs.training.finish import finish_run, load_best_weights
+from lora_jobs.training.libraries import prepare_libraries
 from lora_jobs.training.model import add_adapter, load_base_model, load_tokenizer, widen_adapters
 from lora_jobs.training.probe import Probe
 from lora_jobs.training.provenance import describe_inputs
@@ -125,16 +125,6 @@ def converted(
     finally:
         if checkpoint is not None and recorder is not None:
             shutil.rmtree(target, ignore_errors=True)
-
-
-def prepare_libraries(spec: JobSpec) -> None:
-    """Threads and progress bars; on a CPU, DeepSpeed without the shared-memory op that it would compile for minutes."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    datasets.disable_progress_bars()
-    if spec.deepspeed is not None and not torch.cuda.is_available():
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def refuse_missing_gpu(run: Run, launch: Launch) -> None:
