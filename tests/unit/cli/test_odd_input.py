@@ -87,16 +87,9 @@ def test_a_working_directory_that_was_deleted_is_said_to_be(tmp_path: Path):
     )
 
 
-def test_a_dry_run_warns_of_packages_that_are_not_there(tmp_path: Path):
-    python = tmp_path / "python"
-    python.write_text(
-        "#!/bin/sh\n# A fake interpreter: answers as the probe of installed packages would.\n"
-        'echo \'{"python": "3.11", "prefix": "/", "cuda": null, "packages": {"torch": "2.13", "transformers": "5.23",'
-        ' "peft": "0.21", "trl": "1.16", "datasets": "5", "bitsandbytes": null}}\'\n'
-    )
-    python.chmod(0o755)
+def test_a_dry_run_warns_of_packages_that_are_not_there(tmp_path: Path, bare_python: Path):
     (tmp_path / "envs").mkdir()
-    (tmp_path / "envs" / "here.yaml").write_text(f"scheduler: local\npython: {python}\n")
+    (tmp_path / "envs" / "here.yaml").write_text(f"scheduler: local\npython: {bare_python}\n")
     init_spec(tmp_path / "job.yaml")
     dry = ("submit", "job.yaml", "--dry-run", "--set", "resources.cluster=here", "--set")
     done = lora_jobs(tmp_path, *dry, "training.optim=paged_adamw_8bit")
@@ -104,10 +97,10 @@ def test_a_dry_run_warns_of_packages_that_are_not_there(tmp_path: Path):
     assert done.stdout.startswith("dry run: nothing was sent.")
     warning, hint = done.stderr.splitlines()
     assert warning == (
-        f"warning: before submitting: the job would run in {python}, which can't train it: "
+        f"warning: before submitting: the job would run in {bare_python}, which can't train it: "
         "bitsandbytes not installed (for training.optim: paged_adamw_8bit)"
     )
-    assert hint.startswith(f"next: {python} -m pip install")
+    assert hint.startswith(f"next: {bare_python} -m pip install")
     assert lora_jobs(tmp_path, *dry, "training.optim=adamw_torch").stderr == ""
 
 

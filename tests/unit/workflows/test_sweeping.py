@@ -168,18 +168,11 @@ def test_data_that_only_some_combinations_lack_is_said_with_their_values(
 
 
 def test_packages_that_only_some_combinations_need_are_asked_for(
-    slurm: FakeCluster, make_spec: Callable[..., Path], tmp_path: Path
+    slurm: FakeCluster, make_spec: Callable[..., Path], bare_python: Path
 ):
-    python = tmp_path / "python"
-    python.write_text(
-        "#!/bin/sh\n# A fake interpreter: answers as the probe of installed packages would.\n"
-        'echo \'{"python": "3.11", "prefix": "/", "cuda": null, "packages": {"torch": "2.13", "transformers": "5.23",'
-        ' "peft": "0.21", "trl": "1.16", "datasets": "5", "bitsandbytes": null}}\'\n'
-    )
-    python.chmod(0o755)
     spec = make_spec()
     with Path("envs/here.yaml").open("a") as environment:
-        environment.write(f"python: {python}\n")
+        environment.write(f"python: {bare_python}\n")
     with pytest.raises(ClusterError, match=r"bitsandbytes not installed \(for training.optim: paged_adamw_8bit\)"):
         submit(spec, "training.optim=adamw_torch,paged_adamw_8bit")
     dry = submit(spec, "training.optim=adamw_torch,paged_adamw_8bit", dry_run=True).to_json()
