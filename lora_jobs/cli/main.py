@@ -26,7 +26,7 @@ EXIT_BUG = 1
 EXIT_NOT_FITTING = 3
 EXIT_RUN = 5
 EXIT_INTERRUPTED = 130
-RARELY = 50_000
+RARELY = 500_000
 """Objects made before garbage is looked for: what a command imports and reads is none, and it lives for a second."""
 
 app = typer.Typer(

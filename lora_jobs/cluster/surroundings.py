@@ -9,8 +9,6 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
-
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.errors import ClusterError, CommandError, OutputError
 
@@ -59,7 +57,6 @@ class Disk:
     """The file system that a directory is on, in bytes."""
 
     directory: Path
-    filesystem: str | None
     total_bytes: int
     free_bytes: int
     writable: bool
@@ -97,11 +94,13 @@ def read_disk(directory: Path) -> Disk:
     while not there.exists():
         there = there.parent
     usage = shutil.disk_usage(there)
-    return Disk(there, find_filesystem(there), usage.total, usage.free, os.access(there, os.W_OK | os.X_OK))
+    return Disk(there, usage.total, usage.free, os.access(there, os.W_OK | os.X_OK))
 
 
 def find_filesystem(directory: Path) -> str | None:
     """The type of the file system, such as lustre, nfs4 or ext4."""
+    import psutil  # a check of the free space starts without it
+
     with contextlib.suppress(OSError):
         place = str(directory.resolve())
         mounts = [mount for mount in psutil.disk_partitions(all=True) if _is_within(place, mount.mountpoint)]

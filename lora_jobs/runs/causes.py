@@ -228,8 +228,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("failed", "ended with an error", "ask", "read lora-jobs logs, mend the cause, then lora-jobs resume"),
 )
 _BY_NAME = {cause.name: cause for cause in CAUSES}
-_PATTERNS = {cause.name: re.compile(cause.log, re.MULTILINE) for cause in CAUSES if cause.log}
-_LAST_WORDS = re.compile(r"^(?:\[rank\d+\]: ?)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
+_LAST_WORDS = r"^(?:\[rank\d+\]: ?)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$"
 
 
 def find_cause(name: str | None) -> Cause | None:
@@ -249,7 +248,7 @@ def classify_end(*, log: str = "", exit_code: int | None = None, state: str | No
     if word in (COMPLETED, SAVED):
         return Diagnosis(next(cause for cause in CAUSES if word in cause.states))
     for cause in CAUSES:
-        if cause.name in _PATTERNS and (match := _PATTERNS[cause.name].search(log)) is not None:
+        if cause.log and (match := re.search(cause.log, log, re.MULTILINE)) is not None:
             evidence = _find_last_words(log) if cause.name == "python_error" else _line_of(log, match.start())
             return Diagnosis(cause, evidence)
         if (word and word in cause.states) or (exit_code is not None and exit_code in cause.codes):
@@ -277,5 +276,5 @@ def _line_of(text: str, place: int) -> str:
 
 
 def _find_last_words(text: str) -> str | None:
-    found = _LAST_WORDS.findall(text)
+    found = re.findall(_LAST_WORDS, text, re.MULTILINE)
     return " ".join(str(found[-1]).split())[:300] if found else None

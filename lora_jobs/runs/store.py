@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SPEC_FILE = "spec.yaml"
 SWEEP_FILE = "sweep.json"
+SWEEP_MARK = "-sweep-"
+"""In the name of every sweep's directory, NAME-sweep-N."""
 SUBMISSIONS_FILE = "submissions.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 _RUN_ID = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9._-]*)-(?P<number>[0-9]{1,9})", re.ASCII)
@@ -161,22 +163,18 @@ def list_runs(root: Path) -> list[Run]:
 def list_run_paths(root: Path) -> list[str]:
     """The runs' paths below the root ("a-1", "s-sweep-1/s-sweep-1-0"), the one submitted last first. Raises RunError.
 
-    Of each, two files' times are read, and nothing else: there may be ten thousand.
+    Of each that was submitted, one file's time is read, and nothing else: there may be ten thousand.
     """
     found = []
     with _open_root(root) as directory:
         if directory is None:
             return []
         for name in os.listdir(directory):  # noqa: PTH208 - names, no Path objects
-            made = find_time(f"{name}/{SPEC_FILE}", directory)
-            if made is not None:
-                found.append((find_time(f"{name}/{SUBMISSIONS_FILE}", directory) or made, _find_number(name), name))
-            elif find_time(f"{name}/{SWEEP_FILE}", directory) is not None:
-                for path in [f"{name}/{task}" for task in os.listdir(root / name)]:  # noqa: PTH208
-                    made = find_time(f"{path}/{SPEC_FILE}", directory)
-                    if made is not None:
-                        submitted = find_time(f"{path}/{SUBMISSIONS_FILE}", directory) or made
-                        found.append((submitted, _find_number(path), path))
+            is_sweep = SWEEP_MARK in name and find_time(f"{name}/{SWEEP_FILE}", directory) is not None
+            for path in [f"{name}/{task}" for task in os.listdir(root / name)] if is_sweep else [name]:  # noqa: PTH208
+                begun = _find_begin(path, directory)
+                if begun is not None:
+                    found.append((begun, _find_number(path), path))
     return [path for *_, path in sorted(found, reverse=True)]
 
 
@@ -202,6 +200,11 @@ def find_time(path: str, directory: int | None = None) -> int | None:
     except OSError:
         return None
     return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
+
+
+def _find_begin(path: str, directory: int) -> int | None:
+    """When a run was last submitted, or made, in ns; None where no run is there: the spec is written before either."""
+    return find_time(f"{path}/{SUBMISSIONS_FILE}", directory) or find_time(f"{path}/{SPEC_FILE}", directory)
 
 
 def _find_number(run: str) -> int:

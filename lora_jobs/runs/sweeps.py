@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_jobs.errors import RunError, RunExistsError
 from lora_jobs.runs.durable import append_line, explain_errors, load_lines, sync_filesystem, write_atomic
-from lora_jobs.runs.store import SWEEP_FILE, Run, find_time, list_run_paths, next_run_id
+from lora_jobs.runs.store import SWEEP_FILE, SWEEP_MARK, Run, find_time, list_run_paths, next_run_id
 from lora_jobs.runs.submissions import Submission, load_submissions, parse_submissions
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Sweep:
 
 def next_sweep_name(root: Path, spec_name: str) -> str:
     """`NAME-sweep-N`, N one above the largest that is there. Raises RunError."""
-    return next_run_id(root, f"{spec_name}-sweep")
+    return next_run_id(root, f"{spec_name}{SWEEP_MARK.rstrip('-')}")
 
 
 def create_sweep(

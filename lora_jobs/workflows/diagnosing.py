@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_jobs.cluster.commands import find_command
 from lora_jobs.cluster.inventory import Inventory, find_user, read_inventory
-from lora_jobs.cluster.surroundings import list_cached_models, read_disk, read_quota, read_variables
+from lora_jobs.cluster.surroundings import find_filesystem, list_cached_models, read_disk, read_quota, read_variables
 from lora_jobs.errors import LoraJobsError, SpecError
 from lora_jobs.runs import find_runs_root
 from lora_jobs.spec import ClusterEnvironment, list_environments, load_environment
@@ -96,18 +96,19 @@ def _describe_broken(error: SpecError) -> Finding:
 def _look_at_disk() -> Iterator[Finding]:
     root = find_runs_root()
     disk = read_disk(root)
-    kind = f" ({disk.filesystem})" if disk.filesystem else ""
+    filesystem = find_filesystem(disk.directory)
+    kind = f" ({filesystem})" if filesystem else ""
     message = f"{root}: {format_gib(disk.free_bytes)} free of {format_gib(disk.total_bytes)}{kind}"
     advice = "set LORA_JOBS_HOME to a directory on the work or scratch file system"
     if not disk.writable:
         yield Finding("disk", "runs", "wrong", f"{disk.directory} can't be written to", advice)
     elif disk.free_bytes < FREE_WRONG:
         yield Finding("disk", "runs", "wrong", message, advice)
-    elif disk.free_bytes < FREE_WARNING or disk.filesystem == "tmpfs":
+    elif disk.free_bytes < FREE_WARNING or filesystem == "tmpfs":
         yield Finding("disk", "runs", "warning", message, advice)
     else:
         yield Finding("disk", "runs", "ok", message)
-    quotas, why = read_quota(disk.directory, disk.filesystem, find_user())
+    quotas, why = read_quota(disk.directory, filesystem, find_user())
     if not quotas:
         yield Finding("disk", "quota", "ok", f"none known: {why}")
     for quota in quotas:
