@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_jobs.cluster.local import find_live_folders
 from lora_jobs.cluster.reasons import explain_reason
+from lora_jobs.errors import RunError
 from lora_jobs.runs import (
     SWEEP_FILE,
     Run,
@@ -106,9 +107,14 @@ class StatusReport:
 
 
 def load_stored_spec(run: Run) -> JobSpec:
-    """The resolved spec that the run was submitted with."""
+    """The resolved spec that the run was submitted with. Raises RunError where it is gone."""
     from lora_jobs.spec import load_spec
 
+    if not run.spec_path.exists():
+        raise RunError(
+            f"{run.id} has lost its {run.spec_path.name}: {run.spec_path}",
+            hint="submit its spec again, as a new run; the checkpoints stay where they are",
+        )
     return load_spec(run.spec_path)
 
 

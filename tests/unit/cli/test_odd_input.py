@@ -152,3 +152,14 @@ def test_an_exact_check_where_torch_is_missing_names_the_environment_that_needs_
     assert "error: --exact: torch is not installed for " in done.stderr
     assert "pip install '.[train]'" in done.stderr
     assert lora_jobs(tmp_path, "check", "job.yaml", **variables).returncode == 0
+
+
+def test_a_run_that_has_lost_its_spec_is_listed_and_not_resumed(tmp_path: Path):
+    directory = tmp_path / "runs" / "job-1"
+    directory.mkdir(parents=True, mode=0o700)
+    line = '{"job_id": "5000005", "backend": "local", "submitted_at": 1.0, "host": "elsewhere"}\n'
+    (directory / "submissions.jsonl").write_text(line)
+    assert "job-1" in lora_jobs(tmp_path, "status").stdout
+    done = lora_jobs(tmp_path, "resume", "job-1")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.startswith(f"error: job-1 has lost its spec.yaml: {directory}/spec.yaml\nnext: submit its spec")
