@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong in an input: where it stands (dotted key, 1-based line) and what it is."""
+class Problem(NamedTuple):
+    """One thing wrong in an input: where it stands (dotted key, 1-based line) and what it is.
+
+    Of the standard library: a job's environment that lacks packages can still say so.
+    """
 
     path: str
     message: str

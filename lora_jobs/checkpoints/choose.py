@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_jobs.checkpoints.aside import set_aside
 from lora_jobs.checkpoints.manifest import MANIFEST
@@ -20,8 +22,7 @@ LOST_MANIFEST = f"it was committed, and has lost its {MANIFEST}"
 GONE = "it was committed, and is gone"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """The checkpoint to continue from (None: none is good), and the verdicts that led there, newest first."""
 
     chosen: Path | None

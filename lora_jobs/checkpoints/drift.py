@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
 
 from lora_jobs.checkpoints.inputs import fingerprint_inputs, stored_inputs_path, stored_spec_path
 from lora_jobs.checkpoints.manifest import MANIFEST, load_manifest
@@ -83,8 +84,7 @@ WORLD_KEYS = (*sorted(_WORLD), "training.gradient_accumulation_steps")
 """What `resume --gpus` changes together, so that the global batch stays."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
+class Drift(Struct, frozen=True):
     """One key that differs; `kind` says whether resuming is fine, needs the user's word, or can't be right."""
 
     key: str

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import xxhash
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from lora_jobs.errors import CheckpointError
 
@@ -30,8 +31,7 @@ _BLOCK_BYTES = 8 * 1024**2
 _HASH_DIGITS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(Struct, frozen=True):
     """One file of a checkpoint: its size in bytes, its xxh3_128 in hexadecimal, and the rank that wrote it."""
 
     bytes: int
@@ -39,8 +39,7 @@ class FileEntry:
     rank: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterDigest:
+class AdapterDigest(Struct, frozen=True):
     """The adapter's tensors in short: their number, a hash of keys, shapes and dtypes, and one of all that and values.
 
     The second one can be taken of a model in memory too, so that what was loaded is compared with what was saved.
@@ -51,8 +50,7 @@ class AdapterDigest:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """A committed checkpoint in words: the step, who wrote it, and every file by its relative path."""
 
     step: int

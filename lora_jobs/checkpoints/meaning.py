@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.checkpoints.loading import DUMMY_STEPS, load_torch_file
 from lora_jobs.checkpoints.structure import load_trainer_state
@@ -22,8 +23,7 @@ _MODEL = re.compile(r"[^/]+/(?:zero_pp_rank_(\d+)_)?mp_rank_00_model_states\.pt"
 _SHARD = re.compile(r"[^/]+/(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 
 
-@dataclass(frozen=True, slots=True)
-class Sharded:
+class Sharded(Struct, frozen=True):
     """DeepSpeed's part: what the model states say (one, or one of each rank), and the optimizer's state by its place:
     the shard of each rank in their order, or without ZeRO the whole of it.
     """

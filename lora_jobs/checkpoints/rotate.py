@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.checkpoints.aside import remove, set_aside
 from lora_jobs.checkpoints.choose import find_failure, list_checkpoints
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
+class Rotation(Struct, frozen=True):
     """What a rotation did, newest first: folders that were removed, and damaged ones with their new places."""
 
     removed: tuple[Path, ...]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.checkpoints.commit import READERS
 from lora_jobs.checkpoints.manifest import Manifest, hash_file, list_files, load_manifest
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointVerdict:
+class CheckpointVerdict(Struct, frozen=True):
     """Whether training may go on from here; `reason` says what is wrong, or what was checked."""
 
     path: Path

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.errors import CommandError
@@ -33,8 +34,7 @@ _FILE_HEAD = re.compile(r"^(?=diff --git )", re.MULTILINE)
 REDACTED = "[a line that looks like a secret is left out]"
 
 
-@dataclass(frozen=True, slots=True)
-class Checkout:
+class Checkout(Struct, frozen=True):
     """A git working tree. `diff` is against the commit, without secrets and cut to `MOST_DIFF_BYTES`."""
 
     root: str

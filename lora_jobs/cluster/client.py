@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.cluster.commands import find_query_seconds, run_command
 from lora_jobs.cluster.parsers import (
@@ -28,8 +29,7 @@ ORDER_SECONDS = 90.0
 NO_SUCH_JOB = "Invalid job id"
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionTest:
+class SubmissionTest(Struct, frozen=True):
     """What `sbatch --test-only` says: accepted with a forecast, or refused in plain words."""
 
     accepted: bool

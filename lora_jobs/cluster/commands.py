@@ -6,8 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.errors import CommandError
 
@@ -28,8 +29,7 @@ _DROPPED = frozenset({
 _KEPT = frozenset({"SLURM_CONF"})
 
 
-@dataclass(frozen=True, slots=True)
-class CompletedCommand:
+class CompletedCommand(Struct, frozen=True):
     """What a program said and how it ended."""
 
     argv: tuple[str, ...]

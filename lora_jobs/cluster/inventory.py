@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from lora_jobs.cluster.commands import find_query_seconds, run_command
 from lora_jobs.cluster.parsers import parse_config
@@ -29,16 +30,14 @@ _PAIR = re.compile(r"(?P<key>[A-Za-z][A-Za-z0-9_/]*)=(?P<value>.*?)(?=\s+[A-Za-z
 _VERSION = re.compile(r"\b(?P<version>\d+\.\d+(?:\.\d+)?\S*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Gres:
+class Gres(Struct, frozen=True):
     """GPUs of a node: Slurm's type word, None where the site gives none, and how many."""
 
     type: str | None
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class NodeGroup:
+class NodeGroup(Struct, frozen=True):
     """Nodes of one partition that are alike, as sinfo has them; memory in MB; None where Slurm says nothing."""
 
     partition: str
@@ -52,8 +51,7 @@ class NodeGroup:
     features: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionRules:
+class PartitionRules(Struct, frozen=True):
     """What scontrol says of a partition; `raw` is all of it."""
 
     name: str
@@ -66,8 +64,7 @@ class PartitionRules:
     raw: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Qos:
+class Qos(Struct, frozen=True):
     """A quality of service; None where it sets no limit."""
 
     name: str
@@ -77,8 +74,7 @@ class Qos:
     raw: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Association:
+class Association(Struct, frozen=True):
     """An account that the user may charge, the partition it is bound to, and the QOS that go with it."""
 
     account: str
@@ -88,8 +84,7 @@ class Association:
     """As sacctmgr writes them: "MaxJobs 5"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
+class Inventory(Struct, frozen=True):
     """A whole cluster, as far as it could be read."""
 
     version: str | None = None

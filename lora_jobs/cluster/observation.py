@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from lora_jobs.cluster.client import NO_SUCH_JOB, ask_sacct, ask_sprio
 from lora_jobs.cluster.commands import clean_environment, find_query_seconds, run_command
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 MULTIFACTOR = "priority/multifactor"
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(Struct, frozen=True):
     """One job (or array) as Slurm shows it now, its tasks by state, and its place among those that wait."""
 
     job: SlurmJob
@@ -29,8 +30,7 @@ class Sighting:
     place: Place | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(Struct, frozen=True):
     """The jobs that Slurm knows by the id asked for, their earlier starts, and what could not be read.
 
     `history` is filled where it was asked for. `config` is slurm.conf as scontrol shows it, read when a job waits.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from lora_jobs.errors import OutputError
 from lora_jobs.units import parse_duration
@@ -33,8 +34,7 @@ _CONFIG = re.compile(r"^(?P<key>[A-Za-z_][A-Za-z0-9_\[\]]*)\s*=(?P<value>.*)$", 
 PENDING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 
 
-@dataclass(frozen=True, slots=True)
-class Factors:
+class Factors(Struct, frozen=True):
     """The weighted parts that a pending job's priority is the sum of. Source: sprio(1)."""
 
     priority: int
@@ -49,8 +49,7 @@ class Factors:
     association: int
 
 
-@dataclass(frozen=True, slots=True)
-class SlurmJob:
+class SlurmJob(Struct, frozen=True):
     """One job as Slurm shows it; None where Slurm says nothing. Times as Slurm writes them (local, ISO), in seconds."""
 
     job_id: str

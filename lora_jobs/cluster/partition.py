@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.cluster.commands import find_query_seconds, run_command
 from lora_jobs.cluster.refusals import explain_refusal
@@ -19,8 +20,7 @@ _FLAGS = "*~#!%$@^-+"
 _AWAY = ("drain", "down", "fail", "maint", "reserved", "unknown", "reboot", "blocked", "inval")
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionView:
+class PartitionView(Struct, frozen=True):
     """One partition now: nodes by state, those that take no job with the reason given, and its limits."""
 
     name: str

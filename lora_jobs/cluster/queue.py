@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import Struct
 
 from lora_jobs.cluster.parsers import (
     PENDING_STATES,
@@ -40,8 +41,7 @@ class Waiting(NamedTuple):
     limit: str
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(Struct, frozen=True):
     """What squeue said: the jobs that were asked for (a row per state of an array), and all that waits."""
 
     jobs: dict[str, tuple[SlurmJob, ...]]
@@ -49,8 +49,7 @@ class Queue:
     of_users: tuple[SlurmJob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where a job stands among the pending jobs of a partition, and what stands before it, in sum.
 
     `rank` is 1 for the first: jobs with a higher priority and one. GPUs and GPU-hours count what the jobs ask for per

@@ -7,14 +7,14 @@ of limits are composed (QOS or Assoc, Grp or Max or Min, a resource, a scope), s
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 Actor = Literal["wait", "you", "admin"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(Struct, frozen=True):
     """A code as Slurm spells it, what it means, what to do, and whose turn it is."""
 
     code: str
@@ -394,8 +394,7 @@ _RESOURCES = {
 _OWNERS = {"qos": ("QOS", "its QOS", _QOS), "assoc": ("account", "your account", _ASSOC), "": ("QOS", "its QOS", _QOS)}
 
 
-@dataclass(frozen=True, slots=True)
-class _LimitRow:
+class _LimitRow(Struct, frozen=True):
     """A kind of limit: a pattern over "kind resource rest", and texts with {owner} and {what} left open."""
 
     pattern: str

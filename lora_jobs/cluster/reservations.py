@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.cluster.inventory import parse_pairs
 from lora_jobs.cluster.partition import ask_slurm
@@ -16,8 +17,7 @@ _HOSTS = re.compile(r"(?P<prefix>[^,\[\]]+)(?:\[(?P<numbers>[^\]]*)\])?(?P<suffi
 MOST_NODES = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(Struct, frozen=True):
     """One reservation: times local ISO, `nodes` as Slurm writes them (a host list)."""
 
     name: str

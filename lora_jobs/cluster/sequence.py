@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from lora_jobs.cluster.local import is_running
 from lora_jobs.cluster.submission import submit_local

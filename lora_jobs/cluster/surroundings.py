@@ -6,8 +6,9 @@ import contextlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.cluster.commands import find_command, run_command
 from lora_jobs.errors import ClusterError, CommandError, OutputError
@@ -40,8 +41,7 @@ print(json.dumps({"python": platform.python_version(), "prefix": sys.prefix, "cu
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Interpreter:
+class Interpreter(Struct, frozen=True):
     """A Python and the versions it would import; None where a package is not installed."""
 
     path: str
@@ -52,8 +52,7 @@ class Interpreter:
     packages: dict[str, str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(Struct, frozen=True):
     """The file system that a directory is on, in bytes."""
 
     directory: Path
@@ -62,8 +61,7 @@ class Disk:
     writable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(Struct, frozen=True):
     """My usage of one file system, in bytes and files; None where there is no limit."""
 
     filesystem: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.rendering.plan import render_files, render_surroundings
 from lora_jobs.rendering.script import render_array_script
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from lora_jobs.spec import ClusterEnvironment, JobSpec, Variant
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedTask:
+class PlannedTask(Struct, frozen=True):
     """One task of the array: its run, the swept values, and all that is written into its directory."""
 
     run_id: str
@@ -27,8 +27,7 @@ class PlannedTask:
     files: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayPlan:
+class ArrayPlan(Struct, frozen=True):
     """A sweep as it will be submitted; task N is `tasks[N]`."""
 
     name: str

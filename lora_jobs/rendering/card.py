@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from msgspec import Struct
 
 from lora_jobs.resources import find_resource_directory
 from lora_jobs.spec.render import render_values
@@ -15,8 +15,7 @@ from lora_jobs.spec.render import render_values
 TEMPLATE = "model_card.md.j2"
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(Struct, frozen=True):
     """What a model card says; `facts`, `results` are rows of text, `sample` an example answered with and without."""
 
     title: str

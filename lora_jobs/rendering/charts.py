@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -17,8 +19,7 @@ SMOOTH_FROM = 80
 """Noisy curves of more points than this are drawn faint, under their running mean."""
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(Struct, frozen=True):
     """One curve: `role` chooses its colour, `dots` marks every point; a `noisy` one gets a running mean."""
 
     name: str
@@ -28,16 +29,14 @@ class Series:
     noisy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """A place on an axis, in percent from its start, and what stands there."""
 
     at: float
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
+class Curve(Struct, frozen=True):
     """A drawn series: SVG path data, in percent of the plot with y downwards; `dots` as a path of its own."""
 
     name: str
@@ -47,16 +46,14 @@ class Curve:
     faint: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(Struct, frozen=True):
     """A horizontal line, such as what was predicted."""
 
     name: str
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
+class Chart(Struct, frozen=True):
     """One plot. `words` say in a sentence what it shows, for who cannot see it."""
 
     title: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from msgspec import Struct
 
 from lora_jobs.resources import find_resource_directory
 
@@ -22,8 +22,7 @@ _DRAWING = re.compile(r"<svg\b.*?</svg\s*>", re.DOTALL | re.IGNORECASE)
 _NAMESPACE = "http://www.w3.org/2000/svg"
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(Struct, frozen=True):
     """One figure of the summary; `tone` is good, bad, warn or nothing."""
 
     label: str
@@ -32,8 +31,7 @@ class Tile:
     tone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """Rows of text under column names; `tones` colours a row, by its number."""
 
     columns: tuple[str, ...]
@@ -41,8 +39,7 @@ class Table:
     tones: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(Struct, frozen=True):
     """A share of the estimate: percent of the largest."""
 
     name: str
@@ -50,8 +47,7 @@ class Bar:
     percent: float
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """One attempt on the time line, in percent of its length; `marks` are commits, `waited` the queue before it."""
 
     label: str
@@ -63,8 +59,7 @@ class Span:
     waited: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(Struct, frozen=True):
     """The attempts of a run over the clock."""
 
     spans: tuple[Span, ...]
@@ -72,8 +67,7 @@ class Timeline:
     caption: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """A held-out example, answered with and without the adapter."""
 
     prompt: str
@@ -93,8 +87,7 @@ class Sample:
         return "data:image/svg+xml;base64," + base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Struct, frozen=True):
     """What was predicted, part by part, beside what was measured."""
 
     verdict: str
@@ -104,16 +97,14 @@ class Estimate:
     measured: Table | None
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Struct, frozen=True):
     """A long text that is folded away until it is asked for."""
 
     title: str
     body: str
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """A whole report, ready to be laid out. `missing` says in words what is not there, and why."""
 
     title: str

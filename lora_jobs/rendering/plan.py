@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
 
 from lora_jobs.rendering.deepspeed import build_deepspeed_config
 from lora_jobs.rendering.script import render_script
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 Backend = Literal["slurm", "local"]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """One run as it will be submitted; `files` is all that is written into its directory, by relative name."""
 
     spec: JobSpec

@@ -6,6 +6,7 @@ from lora_jobs.runs.attempts import (
     RUNNING,
     SAVED,
     Attempt,
+    Backend,
     begin_attempt,
     end_attempt,
     find_attempt,
@@ -60,7 +61,6 @@ from lora_jobs.runs.store import (
     next_run_id,
 )
 from lora_jobs.runs.submissions import (
-    Backend,
     Submission,
     append_submission,
     list_recent_attempts,

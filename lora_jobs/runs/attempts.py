@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lora_jobs.errors import RunError
 from lora_jobs.runs.durable import append_line, load_lines, render_lines, write_atomic
@@ -16,17 +18,17 @@ from lora_jobs.runs.records import read_record
 
 if TYPE_CHECKING:
     from lora_jobs.runs.store import Run
-    from lora_jobs.runs.submissions import Backend
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+Backend = Literal["slurm", "local"]
+
 RUNNING = "RUNNING"
 COMPLETED = "COMPLETED"
 SAVED = "SAVED"
 FAILED = "FAILED"
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """One start: `resume_from` is a directory's name such as checkpoint-20; times are seconds since 1970.
 
     `cause` is the name of a row of runs.causes; `bad_node` the node that the next attempt should do without;
@@ -55,29 +57,9 @@ class Attempt:
         return self.ended_at is not None
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "number": int,
-    "job_id": str,
-    "restart_count": int,
-    "backend": str,
-    "state": str,
-    "host": str,
-    "started_at": (int, float),
-    "ended_at": (int, float),
-    "resume_from": str,
-    "first_step": int,
-    "last_committed_step": int,
-    "exit_code": int,
-    "reason": str,
-    "cause": str,
-    "bad_node": str,
-    "world_size": int,
-}
-
-
 def load_attempts(run: Run) -> list[Attempt]:
     """All attempts of the run, oldest first. Raises RunError."""
-    found = (read_record(Attempt, record, _TYPES) for record in load_lines(run.attempts_path))
+    found = (read_record(Attempt, record) for record in load_lines(run.attempts_path))
     return [attempt for attempt in found if attempt is not None]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
 
 from lora_jobs.runs.attempts import COMPLETED, SAVED
 
@@ -32,8 +33,7 @@ Policy = Literal["done", "resume", "ask", "refuse"]
 """resume: goes on by itself. ask: `resume` by hand goes on. refuse: `resume` wants a changed spec, or --force."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(Struct, frozen=True):
     """One way to end. `log` is looked for in the log and the recorded reason, `codes` and `states` where it is not."""
 
     name: str
@@ -46,8 +46,7 @@ class Cause:
     blames_node: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Struct, frozen=True):
     """The cause of an end; `evidence` is the line of the log that says so, or the last words of a Python error."""
 
     cause: Cause

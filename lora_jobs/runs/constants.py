@@ -5,8 +5,10 @@ One line a run in <runs>/constants.jsonl. Constants only: nothing here depends o
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lora_jobs.runs.durable import append_line, load_lines
 from lora_jobs.runs.records import read_record
@@ -21,8 +23,7 @@ FEWEST_RUNS = 3
 """Runs on one GPU type before a smaller allocator overhead than the published worst is believed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(Struct, frozen=True):
     """One run on one GPU type: bytes that the device lent outside torch's allocator, and reserved over allocated."""
 
     gpu: str
@@ -35,16 +36,7 @@ class Observation:
         return self.world_size > 0 and self.outside_bytes > 0 and self.reserved_ratio >= 1
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "gpu": str,
-    "world_size": int,
-    "outside_bytes": int,
-    "reserved_ratio": (int, float),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Constants:
+class Constants(Struct, frozen=True):
     """What is known of one GPU type; None where no run could tell."""
 
     runs: int
@@ -82,7 +74,7 @@ def load_constants(root: Path) -> dict[str, Constants]:
     latest = {
         str(line.get("run")): observation
         for line in load_lines(root / CONSTANTS)
-        if (observation := read_record(Observation, line, _TYPES)) and observation.plausible
+        if (observation := read_record(Observation, line)) and observation.plausible
     }
     names = {observation.gpu for observation in latest.values()}
     return {name: combine_observations([o for o in latest.values() if o.gpu == name]) for name in names}

@@ -10,8 +10,10 @@ import os
 import socket
 import time
 import uuid
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lora_jobs.errors import RunError
 from lora_jobs.runs.durable import explain_errors, write_atomic
@@ -40,8 +42,7 @@ def hold_run(run: Run) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """Who trains a run: rank 0 of one start of one job. Its file is renewed while that process lives."""
 
     job_id: str
@@ -50,16 +51,6 @@ class Lease:
     pid: int
     created_at: float
     token: str
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "job_id": str,
-    "restart_count": int,
-    "host": str,
-    "pid": int,
-    "created_at": (int, float),
-    "token": str,
-}
 
 
 def take_lease(run: Run, *, job_id: str, restart_count: int, stale_seconds: float = STALE_SECONDS) -> Lease:
@@ -91,7 +82,7 @@ def load_lease(run: Run) -> Lease | None:
             record = json.loads(_path(run).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-    return read_record(Lease, record, _TYPES) if isinstance(record, dict) else None
+    return read_record(Lease, record) if isinstance(record, dict) else None
 
 
 def renew_lease(run: Run, lease: Lease) -> bool:

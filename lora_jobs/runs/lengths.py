@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.runs.durable import explain_errors, write_atomic
 
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 FOLDER = "lengths"
 
 
-@dataclass(frozen=True, slots=True)
-class RowLengths:
+class RowLengths(Struct, frozen=True):
     """Tokens of every row that was counted, before anything is left out; `more`: there are rows beyond them."""
 
     lengths: tuple[int, ...]

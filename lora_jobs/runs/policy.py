@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from lora_jobs.runs.attempts import SAVED
 
@@ -48,8 +49,7 @@ def is_stalled(attempts: Sequence[Attempt], committed: int | None) -> bool:
     return len(attempts) >= 2 and (committed or 0) <= attempts[-2].first_step
 
 
-@dataclass(frozen=True, slots=True)
-class JobState:
+class JobState(Struct, frozen=True):
     """A state as Slurm spells it, or one of our own: whether the job is over, what it means, and what to do next."""
 
     name: str

@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.errors import RunError, RunExistsError, RunNotFoundError
 from lora_jobs.runs.durable import explain_errors, parse_lines, sync_directory, write_atomic
@@ -29,8 +30,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _ARRAY_JOB = re.compile(r"(?P<array>[0-9]+)_(?:[0-9]+|\[[0-9,:%-]+\])", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """One fine-tune, however many times it starts: a directory and the names of what is in it."""
 
     directory: Path

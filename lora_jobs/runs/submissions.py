@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from lora_jobs.runs.attempts import load_attempts
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from lora_jobs.runs.attempts import Backend, load_attempts
 from lora_jobs.runs.durable import append_line, load_lines
 from lora_jobs.runs.records import read_record
 
@@ -15,11 +17,8 @@ if TYPE_CHECKING:
     from lora_jobs.runs.attempts import Attempt
     from lora_jobs.runs.store import Run
 
-Backend = Literal["slurm", "local"]
 
-
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """One start by hand: times in seconds since 1970; `pid_created_at` tells a process from a later one of its id.
 
     `after_attempt` is the number of the run's last attempt until then: what comes later belongs to this start.
@@ -31,16 +30,6 @@ class Submission:
     host: str
     pid_created_at: float | None = None
     after_attempt: int = 0
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "job_id": str,
-    "backend": str,
-    "submitted_at": (int, float),
-    "host": str,
-    "pid_created_at": (int, float),
-    "after_attempt": int,
-}
 
 
 def append_submission(run: Run, submission: Submission) -> None:
@@ -55,7 +44,7 @@ def load_submissions(run: Run) -> list[Submission]:
 
 def parse_submissions(records: Iterable[Mapping[str, Any]]) -> list[Submission]:
     """The submissions among JSON records."""
-    found = (read_record(Submission, record, _TYPES) for record in records)
+    found = (read_record(Submission, record) for record in records)
     return [submission for submission in found if submission is not None]
 
 

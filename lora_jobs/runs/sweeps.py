@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lora_jobs.errors import RunError, RunExistsError
 from lora_jobs.runs.durable import append_line, explain_errors, load_lines, sync_filesystem, write_atomic
@@ -24,16 +26,14 @@ FOLDERS = ("logs", "checkpoints", "submitit")
 _ARRAY = re.compile(r"(?P<array>[0-9]+)(?:_\[[0-9,:%-]+\])?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Struct, frozen=True):
     """One run of a sweep, and the values that make it different."""
 
     run: str
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
+class Sweep(Struct, frozen=True):
     """What sweep.json says; task N is `tasks[N]`. `left_out`: what did not fit, with the bytes that it needs."""
 
     directory: Path

@@ -6,8 +6,9 @@ length, r of LoRA. Source: traces of transformers' and PEFT's own code, torch's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from lora_jobs.sizing.parameters import trainable_tensors
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision
@@ -25,8 +26,7 @@ QKV = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 GATE_UP = ("gate_proj", "up_proj", "gate_up_proj")
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """One micro-batch: rows of `sequence` tokens, padded to the longest."""
 
     rows: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.sizing.activations import Attention, choose_attention, choose_kernel, training_batch
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 _WORDS: dict[Attention, str] = {"eager": "eager", "efficient": "memory-efficient", "flash": "flash"}
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedAttention:
+class ResolvedAttention(Struct, frozen=True):
     """transformers' name of the implementation, whether the spec names it, and the kernels of the training batch: of
     layers with full attention first, then of those with a window where that is another.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_jobs.sizing.gpus import GPUS, Gpu
 from lora_jobs.sizing.moments import Moment, find_death
@@ -21,8 +23,7 @@ SAME_SIZE = 0.05
 """Cards whose memory differs by less than this share are one size."""
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(Struct, frozen=True):
     """One other GPU."""
 
     gpu: Gpu

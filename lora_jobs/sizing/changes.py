@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
 
 from lora_jobs.sizing.activations import choose_attention
 from lora_jobs.sizing.losses import uses_fused_loss
@@ -24,8 +25,7 @@ SHORTEST_LENGTH = 512
 SMALLEST_R = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """One way to need less: the settings it takes for a spec (none where it does not apply), and what it costs."""
 
     settings: Callable[[JobSpec, ModelShape, Gpu], Settings]

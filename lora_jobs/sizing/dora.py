@@ -5,8 +5,9 @@ Source: peft/tuners/lora/dora.py and variants.py (0.21), DoraLinearLayer.forward
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision
 
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from lora_jobs.sizing.modules import Module
 
 
-@dataclass(frozen=True, slots=True)
-class DoraMoment:
+class DoraMoment(Struct, frozen=True):
     """While one weight of a layer is rebuilt, in bytes: what the layer has saved by then, what DoRA has kept of the
     modules before, and what the rebuilding takes.
     """

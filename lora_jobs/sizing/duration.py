@@ -8,8 +8,9 @@ LoRA leaves to the adapters. Activation checkpointing runs the forward pass of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from lora_jobs.sizing.memory import estimate_memory
 from lora_jobs.sizing.modules import list_modules
@@ -50,8 +51,7 @@ TEMPLATE_TOKENS = 12
 """Turn and end tokens of a chat template. Assumption."""
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
+class Speed(Struct, frozen=True):
     """A GPU type: dense peaks in TFLOP/s by precision, and the part of them that a LoRA step sustains."""
 
     half: float
@@ -88,8 +88,7 @@ SPEEDS: dict[str, Speed] = {
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(Struct, frozen=True):
     """Rows of a data file that are used, as tokens each; how many more are too long, how many of all were counted."""
 
     lengths: tuple[int, ...]
@@ -115,8 +114,7 @@ class Rows:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Struct, frozen=True):
     """What there is to do: optimizer steps, tokens that are text, and tokens that are computed (padding included)."""
 
     steps: int
@@ -131,8 +129,7 @@ class Work:
         return self.sequences * self.row_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Duration:
+class Duration(Struct, frozen=True):
     """Expected seconds of a whole run, by what they are for, and where the speed comes from."""
 
     components: dict[str, float]

@@ -5,11 +5,10 @@ Source: modeling_*.py and configuration_*.py of transformers 5.23.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(Struct, frozen=True):
     """What every model of one `model_type` of transformers has in common."""
 
     model_type: str

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.units import GIB, MIB
@@ -32,8 +34,7 @@ ALLOCATOR_WORST = 0.17
 """Of the allocated peak: what the worst published case needed beside it on the smallest card that ran it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(Struct, frozen=True):
     """One device type: what it has, and what CUDA takes of it before the first tensor."""
 
     name: str
@@ -161,4 +162,4 @@ def calibrate_gpu(
     if gpu.is_cpu or not measured:
         return gpu
     source = f"{_SMI}; context measured in {runs} of your runs" if context_bytes is not None else gpu.source
-    return replace(gpu, **measured, source=source)  # type: ignore[arg-type]
+    return replace(gpu, **measured, source=source)

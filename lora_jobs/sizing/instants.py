@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_jobs.sizing.activations import (
     Batch,
@@ -35,8 +37,7 @@ UNTRACED = (MODEL_LOAD, CHECKPOINT_SAVE)
 """The instants that a trace of a step has not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Instant:
+class Instant(Struct, frozen=True):
     """One moment of the run: what is allocated then, by name, in bytes."""
 
     name: str
@@ -48,8 +49,7 @@ class Instant:
         return sum(self.parts.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """Everything that the instants are made of."""
 
     spec: JobSpec

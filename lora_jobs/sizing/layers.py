@@ -5,9 +5,10 @@ Letters as in activations.py. Source: traces of transformers' and PEFT's own cod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.sizing import dora, quantized
 from lora_jobs.sizing.activations import (
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from lora_jobs.spec.job import JobSpec, LoraSpec
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCost:
+class LayerCost(Struct, frozen=True):
     """Bytes per token of one layer, by what keeps them."""
 
     norms: int
@@ -73,16 +73,14 @@ class LayerCost:
         return max(self.dora_moments, key=lambda moment: moment.total, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Adapted:
+class _Adapted(Struct, frozen=True):
     """The adapters of one layer: rank by projection, and all their parameters."""
 
     ranks: tuple[tuple[str, int], ...]
     elements: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
+class _Kind(Struct, frozen=True):
     """Layers that cost the same: their adapters, whether they attend within a window, and the first that is so."""
 
     adapted: _Adapted

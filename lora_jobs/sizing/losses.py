@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.sizing.precision import HALF, SINGLE, Precision
 
@@ -34,8 +35,7 @@ TILE_TEMPORARIES = 6
 """Without Triton (CPU) a tile passes through this many fp32 temporaries at once. Source: _backward_tile, read."""
 
 
-@dataclass(frozen=True, slots=True)
-class LossCost:
+class LossCost(Struct, frozen=True):
     """Bytes of the loss beside the saved activations, at each instant; `name` says which loss it is."""
 
     name: str

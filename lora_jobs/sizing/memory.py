@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.sizing.host import checkpoint_bytes, host_memory_bytes
 from lora_jobs.sizing.instants import UNTRACED, Instant, list_instants
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from lora_jobs.spec.job import JobSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Struct, frozen=True):
     """Bytes that one device must have for the job, and what they are for. `components` add up to `peak_bytes`."""
 
     components: dict[str, int]

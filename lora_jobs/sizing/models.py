@@ -6,15 +6,15 @@ A new model is a row of MODELS; a model that is not here is read from the config
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.sizing.families import FAMILIES, Family
 
 
-@dataclass(frozen=True, slots=True)
-class VisionTower:
+class VisionTower(Struct, frozen=True):
     """The SigLIP tower of a multimodal checkpoint, by the names of its vision_config; text leaves it idle."""
 
     hidden_size: int
@@ -24,8 +24,7 @@ class VisionTower:
     patch_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
+class ModelShape(Struct, frozen=True):
     """The sizes that decide a model's parameters and memory, by the names of its config.json."""
 
     name: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,8 +17,7 @@ Kind = Literal["linear", "embedding", "norm", "convolution", "container"]
 HEAD = "lm_head"
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(Struct, frozen=True):
     """One module and its own weight, fan_out x fan_in (an embedding: fan_in x fan_out); mostly none in a container."""
 
     name: str

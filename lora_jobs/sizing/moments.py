@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lora_jobs.sizing.activations import evaluation_batch, training_batch
 from lora_jobs.sizing.instants import CHECKPOINT_SAVE, MODEL_LOAD, TIED_COPY
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
 _EVALUATION, _OPTIMIZER, _STATE = "evaluation", "optimizer_step", "optimizer_state"
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(Struct, frozen=True):
     """The first time that an instant is reached: what happens, when, and what is allocated then."""
 
     instant: str

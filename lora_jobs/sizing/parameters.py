@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from lora_jobs.sizing.modules import HEAD, Module, find_token_embedding, list_modules
 from lora_jobs.sizing.patterns import match_fully
@@ -23,8 +24,7 @@ Part = Literal["lora", "saved", "bias", "tokens"]
 _EMBEDDING_NAMES = ("embed_tokens", "lm_head")
 
 
-@dataclass(frozen=True, slots=True)
-class TrainableTensor:
+class TrainableTensor(Struct, frozen=True):
     """One tensor that gets gradients: which part it belongs to, and its elements."""
 
     module: Module

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from lora_jobs.spec.job import JobSpec
@@ -11,8 +12,7 @@ if TYPE_CHECKING:
 HALF, SINGLE = 2, 4
 
 
-@dataclass(frozen=True, slots=True)
-class Precision:
+class Precision(Struct, frozen=True):
     """Bytes per element, by what is stored."""
 
     base: int

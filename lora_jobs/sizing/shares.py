@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.sizing.modules import HEAD
 from lora_jobs.sizing.parameters import TrainableTensor, trainable_tensors
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from lora_jobs.spec.job import LoraSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True):
     """Elements of the gradients that one ZeRO rank keeps, and of the largest of them that it steps.
 
     It steps an equal share of all elements, but keeps the whole gradient of every tensor that it has a part of.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_jobs.sizing.modules import HEAD, Module, find_token_embedding, list_modules
 from lora_jobs.sizing.parameters import TrainableTensor, saved_modules, trainable_tensors
@@ -40,8 +42,7 @@ DEEPSPEED_LIVE_PARAMETERS = 1_000_000_000
 """ZeRO-3 lets this many gathered parameters live at once. Source: stage3_max_live_parameters."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """Bytes on one device, through the whole of training."""
 
     base: int
@@ -122,8 +123,7 @@ def paged_bytes(tensor: TrainableTensor, optim: str) -> int:
     return 2 * tensor.elements * (1 if optim.endswith("_8bit") else SINGLE)
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(Struct, frozen=True):
     """Bytes before anything is sharded."""
 
     base: int

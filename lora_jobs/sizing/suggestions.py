@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.errors import SpecError
 from lora_jobs.sizing.changes import CHANGES, Change, Cost, Settings
@@ -34,8 +35,7 @@ SLACK = 1.03
 _ORDER: tuple[Cost, ...] = ("none", "time", "other hardware", "result")
 
 
-@dataclass(frozen=True, slots=True)
-class Suggestion:
+class Suggestion(Struct, frozen=True):
     """Settings for --set, and the peak that check gives with them."""
 
     set: Mapping[str, Any]
@@ -52,8 +52,7 @@ class Suggestion:
         return {**values, "verdict": self.verdict, "why": self.why}
 
 
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
+class Elsewhere(Struct, frozen=True):
     """The same job on other hardware: its settings, the device that they lead to, and what they are."""
 
     set: Mapping[str, Any]
@@ -61,8 +60,7 @@ class Elsewhere:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """One change and the estimate under it: allocated bytes at each instant, and what must fit."""
 
     change: Change | None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.sizing.host import GPU_PROCESS_BYTES, SMALL_FILES_BYTES
 from lora_jobs.sizing.instants import Instant
@@ -25,8 +26,7 @@ ALLOCATED = "traced_allocation"
 ADAM_MOMENTS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class TracedModel:
+class TracedModel(Struct, frozen=True):
     """What a trace says of a model: peak bytes by instant, parameters of the base and trained, bytes of the trained."""
 
     instants: Mapping[str, int]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.sizing.attention import ResolvedAttention, resolve_attention
 from lora_jobs.sizing.cards import Card, compare_cards, find_smallest_gpu
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from lora_jobs.spec.job import JobSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """Whether a job fits, and everything that says why."""
 
     gpu: Gpu

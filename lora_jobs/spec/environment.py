@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from msgspec import Struct
 from pydantic import AfterValidator, Field
 
 from lora_jobs.errors import Problem, SpecError
@@ -121,8 +121,7 @@ def _find_fault_of_variable(name: str, value: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Struct, frozen=True):
     """A directory that environments are looked for in."""
 
     directory: Path

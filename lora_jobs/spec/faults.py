@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from msgspec import Struct
 from pydantic import BaseModel
 
 from lora_jobs.spec.display import find_nearest, show_key, show_value
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from lora_jobs.spec.source import KeyPath
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct, frozen=True):
     """One thing wrong: the key to show, what is wrong with it, and every key that was looked at to say so."""
 
     path: KeyPath

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from msgspec import Struct
 from pydantic import ValidationError
 
 from lora_jobs.errors import Problem, SpecError
@@ -33,8 +33,7 @@ _MINIMAL_SPEC: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Document(Generic[_M]):
+class Document(Struct, Generic[_M], frozen=True):
     """A typed value with the place it came from: the file's name and the line of every dotted key."""
 
     value: _M

@@ -7,10 +7,10 @@ building values from them here is what makes lines, caps and duplicate keys poss
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from msgspec import Struct, field
 
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.spec.display import show_key, show_value
@@ -36,8 +36,7 @@ _MAX_DIGITS = 400
 _STANDARD_TAGS = {"!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """What a text says: its values, the 1-based line of every key and item, and what is wrong with it."""
 
     name: str
@@ -46,8 +45,7 @@ class Source:
     problems: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(Struct, frozen=True):
     """A parsed node; `content` is a value, a list of nodes, or a list of (key, line, is plain, node)."""
 
     kind: str
@@ -131,8 +129,7 @@ def parse_value(text: str, *, name: str) -> Any:
     return value
 
 
-@dataclass(slots=True)
-class _Composer:
+class _Composer(Struct):
     """Builds nodes from PyYAML's events, then values from nodes; both count against the caps."""
 
     name: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.spec.display import show_value
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from lora_jobs.spec.job import JobSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(Struct, frozen=True):
     """One combination of a sweep: the values by dotted key, and the spec that has them and sweeps nothing."""
 
     values: Mapping[str, Any]

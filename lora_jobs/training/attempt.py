@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.checkpoints import (
     WORLD_KEYS,
@@ -78,8 +79,7 @@ class NoGoodCheckpointError(CheckpointError):
     exit_code = EXIT_NO_CHECKPOINT
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """Where an attempt starts: a checkpoint and its step, or the base model and step 0; and why, line by line."""
 
     checkpoint: Path | None

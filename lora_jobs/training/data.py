@@ -6,11 +6,11 @@ carry characters of a completion, nothing is cut, and what does not fit is count
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from jinja2.exceptions import TemplateError
+from msgspec import Struct
 
 from lora_jobs.errors import SpecError
 from lora_jobs.training.splits import iterate_examples
@@ -28,8 +28,7 @@ SVG_INSTRUCTION = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(Struct, frozen=True):
     """A row as text, and the character ranges that the model is to learn. `special`: add the start token."""
 
     text: str
@@ -37,8 +36,7 @@ class Rendered:
     special: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Examples:
+class Examples(Struct, frozen=True):
     """A tokenized file. `too_long` and `empty` rows are left out, never cut: they are counted for the run's notes."""
 
     dataset: Dataset

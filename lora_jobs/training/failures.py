@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from lora_jobs.errors import LoraJobsError
 
@@ -11,8 +12,7 @@ from lora_jobs.errors import LoraJobsError
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "TCPStore")
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """One line for people, the process's exit code, and whether a traceback helps (it is our or a library's fault)."""
 
     message: str

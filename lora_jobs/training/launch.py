@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil
+from msgspec import Struct
 
 from lora_jobs.errors import RunError
 from lora_jobs.runs import write_atomic
@@ -22,8 +22,7 @@ POLL_SECONDS = 0.1
 RENDEZVOUS_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """One process of one start of a job. A requeue keeps Slurm's job id and counts up `restart_count`.
 
     `started_after` (seconds since the epoch) tells a local job from an older one whose process id it got again.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from safetensors import SafetensorError
 
 from lora_jobs.checkpoints import FileEntry, flush_part, write_manifest
@@ -31,8 +31,7 @@ class DiskFullError(RunError):
     exit_code = EXIT_DISK_FULL
 
 
-@dataclass(frozen=True, slots=True)
-class SaveFailure:
+class SaveFailure(Struct, frozen=True):
     """Why one rank could not do its part of a save, and whether it was for want of room."""
 
     rank: int

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lora_jobs.cluster.checkout import Checkout, read_checkout
 from lora_jobs.cluster.commands import find_command, run_command
@@ -58,8 +60,7 @@ TRACE_SECONDS = 1800.0
 """The longest that a trace may take; a table model takes 10 to 30 seconds, the first time a minute more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exact:
+class Exact(Struct, frozen=True):
     """What a trace of the real training code allocates at its peak, in bytes, and at which instant."""
 
     allocated_peak_bytes: int
@@ -74,8 +75,7 @@ class Exact:
         return max(self.instants, key=self.instants.__getitem__)
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReport:
+class CheckReport(Struct, frozen=True):
     """What `check` found: the spec, where it would run, and whether it fits there."""
 
     spec: JobSpec
@@ -189,8 +189,7 @@ def _find_row(spec: JobSpec, environment: ClusterEnvironment) -> Gpu:
     return cpu_device(memory_bytes) if device == "cpu" else detected_gpu(device, memory_bytes)
 
 
-@dataclass(slots=True)
-class TracingSizer:
+class TracingSizer(Struct):
     """The closed form; for a model that it does not know, a trace in the job's environment, which it keeps."""
 
     environment: ClusterEnvironment

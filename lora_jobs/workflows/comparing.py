@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lora_jobs.errors import LoraJobsError, RunError, RunNotFoundError, SpecError
 from lora_jobs.runs import (
@@ -41,16 +43,14 @@ FIELDS = {
 _NOT_SHOWN = ("name", "sweep", "resume", "resources")
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
+class Curve(Struct, frozen=True):
     """Losses by step: of training (step, loss), and held out."""
 
     train: tuple[tuple[int, float], ...]
     evaluated: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ComparedRun:
+class ComparedRun(Struct, frozen=True):
     """One run: what makes it different, what it came to (None where not known), what it cost.
 
     Held-out losses are those of after a step was trained: the base model's is no result of the run. `loss` is the mean
@@ -76,8 +76,7 @@ class ComparedRun:
         return {key: value for key, value in asdict(self).items() if key != "curve"}
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """The runs, best first; those without a number for `by` stand last."""
 
     by: str

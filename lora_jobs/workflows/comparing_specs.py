@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.checkpoints import load_manifest
 from lora_jobs.errors import SpecError
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from lora_jobs.workflows.observing import RunStatus
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
+class Loss(Struct, frozen=True):
     """Work that has to be done again: steps beyond the checkpoint, and the seconds that they took."""
 
     steps: int = 0

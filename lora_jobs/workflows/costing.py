@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.cluster.surroundings import read_disk
 from lora_jobs.runs import FEWEST_KEPT, find_runs_root
@@ -26,8 +27,7 @@ SAMPLE_ROWS = 1000
 """Rows that a time is given for where the data is not here."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostCost:
+class HostCost(Struct, frozen=True):
     """Host memory of one node at the most, by part, and what the job asks for or the node has."""
 
     parts: dict[str, int]
@@ -39,8 +39,7 @@ class HostCost:
         return sum(self.parts.values())
 
 
-@dataclass(frozen=True, slots=True)
-class DiskCost:
+class DiskCost(Struct, frozen=True):
     """The checkpoints that are there at once, the adapter, and the free space of the runs folder's file system."""
 
     checkpoint_bytes: int
@@ -54,8 +53,7 @@ class DiskCost:
         return self.checkpoint_bytes * self.kept + self.adapter_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TimeCost:
+class TimeCost(Struct, frozen=True):
     """The expected duration against the time limit; `rows` where it is for so many rows only: the data is not here,
     else `train`, its rows.
     """
@@ -72,8 +70,7 @@ class TimeCost:
         return None if self.jobs is None or self.rows is not None else self.jobs - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
+class Costs(Struct, frozen=True):
     """Host memory, disk, time; `time` is None where nothing is known of the GPU's speed."""
 
     host: HostCost

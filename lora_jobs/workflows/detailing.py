@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
 from lora_jobs.runs import find_run, find_runs_root, load_attempts
@@ -30,8 +32,7 @@ LOG_LINES = 8
 _TAIL_BYTES = 16 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """One start of the run: as its own records and Slurm's accounting have it; times local ISO or None."""
 
     number: int | None
@@ -47,8 +48,7 @@ class Start:
     gpus: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RunPage:
+class RunPage(Struct, frozen=True):
     """Everything that `status JOB` shows."""
 
     status: RunStatus

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.cluster.commands import find_command
 from lora_jobs.cluster.inventory import Inventory, find_user, read_inventory
@@ -29,8 +30,7 @@ FREE_WARNING, FREE_WRONG = 50 * GIB, 5 * GIB
 QUOTA_WARNING = 0.9
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Struct, frozen=True):
     """Every finding, in the order of the areas."""
 
     findings: tuple[Finding, ...]

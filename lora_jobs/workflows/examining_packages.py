@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs import __version__
 from lora_jobs.cluster.surroundings import Interpreter, read_interpreter
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 EXTRAS = ("bitsandbytes", "flash-attn")
 
 
-@dataclass(frozen=True, slots=True)
-class Hole:
+class Hole(Struct, frozen=True):
     """A version below which a package has a known hole."""
 
     package: str

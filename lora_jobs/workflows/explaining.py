@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lora_jobs.cluster.observation import observe_jobs
 from lora_jobs.cluster.parsers import is_job_id
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
 Row = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Struct, frozen=True):
     """The answer of `why`: the reason, rows of numbers (what, value), and what can be done, best first."""
 
     run: str | None
@@ -52,7 +53,8 @@ class Explanation:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "numbers": [{"what": what, "value": value} for what, value in self.numbers]}
+        numbers = [{"what": what, "value": value} for what, value in self.numbers]
+        return {**asdict(self), "numbers": numbers, "factors": [asdict(row) for row in self.factors]}
 
 
 def explain_job(job: str | None) -> Explanation:

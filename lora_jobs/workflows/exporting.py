@@ -9,9 +9,11 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lora_jobs.checkpoints import MANIFEST, Manifest, commit_checkpoint, verify_checkpoint
 from lora_jobs.cluster.commands import run_command
@@ -37,8 +39,7 @@ NOT_PACKED = frozenset({"README.md", "training_args.bin", "optimizer.pt", MANIFE
 """Not of the adapter: PEFT's empty card, pickles that nobody should open."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exported:
+class Exported(Struct, frozen=True):
     """What was written. Of a merge: how far its logits are from the adapter's, and the largest of those."""
 
     run: str

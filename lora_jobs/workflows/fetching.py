@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
 
 from lora_jobs.errors import ClusterError, Problem, SpecError
 from lora_jobs.sizing import find_shape
@@ -30,8 +31,7 @@ ROOM = 1.02
 """Free space wanted over the size of the files."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """One repository of the hub that a spec names; `key` is where."""
 
     key: str
@@ -40,8 +40,7 @@ class Source:
     revision: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """What is in the cache now."""
 
     source: Source

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.units import GIB, parse_duration, parse_size
 
@@ -16,8 +17,7 @@ MOST_NODES = 4
 """More nodes than these are not proposed: a LoRA step is small, and the batch would have to grow."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """A row's name and the settings that differ from the spec. The name says all: it means the same tomorrow."""
 
     name: str

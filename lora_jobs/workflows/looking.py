@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.checkpoints import list_checkpoints, verify_checkpoint
 from lora_jobs.cluster.observation import observe_jobs
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from lora_jobs.workflows.progress import Progress
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
+class Records(Struct, frozen=True):
     """What a run's directory holds, each file read once: jobs and attempts oldest first, and how far it came."""
 
     jobs: list[Submission]
@@ -45,8 +45,7 @@ class Records:
         return self.finished and self.attempt is not None and self.attempt.has_ended
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """Runs, the records of each by run id (none for a damaged directory), and what Slurm said."""
 
     runs: tuple[Run, ...]

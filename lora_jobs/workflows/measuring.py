@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lora_jobs.runs import load_metrics
 from lora_jobs.workflows.progress import load_prediction
@@ -12,8 +14,7 @@ if TYPE_CHECKING:
     from lora_jobs.runs import Run
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """One quantity of rank 0 at its highest, in bytes, and what the estimate said of it; None where it says nothing."""
 
     name: str

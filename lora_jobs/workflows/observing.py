@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lora_jobs.cluster.local import find_live_folders
 from lora_jobs.cluster.reasons import explain_reason
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
 NEWEST = 20
 
 
-@dataclass(frozen=True, slots=True)
-class RunStatus:
+class RunStatus(Struct, frozen=True):
     """One run as a waiting user wants to see it; times in seconds, None where not known.
 
     `reason` is Slurm's own word, `reason_text` the same in plain words. `rank` counts from 1 among `pending_jobs` of
@@ -85,8 +86,7 @@ class RunStatus:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class StatusReport:
+class StatusReport(Struct, frozen=True):
     """Every run that was asked for, newest first, and what could not be read."""
 
     runs: tuple[RunStatus, ...]
@@ -173,7 +173,7 @@ def report_runs(look: Look) -> StatusReport:
 
 def describe_unreadable(run: Run) -> RunStatus:
     """The row of a run whose directory is damaged; whether it is alive is not known."""
-    values: dict[str, Any] = dict.fromkeys(RunStatus.__dataclass_fields__)
+    values: dict[str, Any] = dict.fromkeys(RunStatus.__struct_fields__)
     values.update(run=run.id, directory=str(run.directory), state="UNREADABLE", active=True, attempts=0)
     values["explanation"] = "not known: its directory is damaged"
     return RunStatus(**values)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.cluster.surroundings import read_interpreter
 from lora_jobs.errors import ClusterError
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from lora_jobs.workflows.checking import CheckReport
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(Struct, frozen=True):
     """One package that training imports: any of `names` will do; `because` names the setting that asks for it."""
 
     names: tuple[str, ...]

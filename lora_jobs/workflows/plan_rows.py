@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from lora_jobs.sizing import Gpu, Verdict
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from lora_jobs.workflows.layouts import Layout
 
 
-@dataclass(frozen=True, slots=True)
-class PlanRow:
+class PlanRow(Struct, frozen=True):
     """One way to run the job: what it asks for, whether it fits, when it would start and end."""
 
     layout: Layout

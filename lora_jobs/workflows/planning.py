@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_jobs.cluster.client import check_submission
 from lora_jobs.cluster.commands import find_command
@@ -49,8 +51,7 @@ _AWAY = ("Slurm's controller", "Slurm can't tell")
 """How a refusal begins that is none: Slurm did not look at the job."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobPlan:
+class JobPlan(Struct, frozen=True):
     """Every row, the one that ends first at the top, and what could not be known."""
 
     spec: JobSpec

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.cluster.commands import run_command
 from lora_jobs.errors import RunError, SpecError
@@ -25,8 +26,7 @@ PREVIEW_SECONDS = 1800.0
 BINS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """A run of an example's tokens that are all learned, or all masked."""
 
     text: str
@@ -34,8 +34,7 @@ class Piece:
     learned: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One file or split. `lengths`: tokens of every row that was read, in order; `more`: there are rows beyond them."""
 
     name: str
@@ -84,8 +83,7 @@ class Part:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
+class Preview(Struct, frozen=True):
     """What `lora-jobs data` shows."""
 
     spec: JobSpec

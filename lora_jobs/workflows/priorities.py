@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.units import parse_duration
 
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from lora_jobs.cluster.parsers import Factors
 
 
-@dataclass(frozen=True, slots=True)
-class FactorRow:
+class FactorRow(Struct, frozen=True):
     """One factor of multifactor: the points that it gives, its weight (the most it can give), what changes it."""
 
     name: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.runs import latest_metrics
 from lora_jobs.units import parse_duration
@@ -18,8 +19,7 @@ MOST_BYTES = 1 << 20
 _TIME_OPTION = re.compile(r"^#SBATCH --time=(\S+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """The newest numbers of a training; None where nothing was written. Memory: highest so far, of rank 0."""
 
     step: int | None = None
@@ -33,8 +33,7 @@ class Progress:
     written_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(Struct, frozen=True):
     """What estimate.json says: bytes that torch would report, bytes that must fit, GPUs in all."""
 
     allocated_peak_bytes: int | None = None

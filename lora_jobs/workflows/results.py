@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.errors import LoraJobsError
 from lora_jobs.runs import latest_metrics, load_metrics
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from lora_jobs.runs import Run
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """A metric of the finished adapter beside its target; None where it has none, or is not measured yet."""
 
     name: str
@@ -22,8 +22,7 @@ class Result:
     met: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What a run's training came to: held-out loss before and after it, a sample answered with and without, results."""
 
     losses: tuple[float | None, float | None] | None

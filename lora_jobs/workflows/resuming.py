@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from lora_jobs.checkpoints import (
     ALLOWED_FILE,
@@ -77,8 +79,7 @@ DECIDING = frozenset({"spec.yaml", "script.sbatch", "deepspeed.json"})
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 
 
-@dataclass(frozen=True, slots=True)
-class ResumePlan:
+class ResumePlan(Struct, frozen=True):
     """Why the run stopped, which checkpoint it goes on from and why, and what differs from that checkpoint's spec."""
 
     run: Run

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_jobs.checkpoints import find_drift
 from lora_jobs.sizing.suggestions import find_smallest_set, list_trials, try_as_is
@@ -21,8 +23,7 @@ LOWER = 0.9
 """The estimate said that it fits, and it did not: a change has to take a tenth off, or it may end the same way."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryAdvice:
+class MemoryAdvice(Struct, frozen=True):
     """Options of `resume` that need less memory, and the peak by the estimate as it is and with them."""
 
     options: tuple[str, ...]

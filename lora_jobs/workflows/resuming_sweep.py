@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lora_jobs.cluster.arrays import submit_sequence
 from lora_jobs.errors import LoraJobsError, RunError
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
     from lora_jobs.workflows.observing import RunStatus
 
 
-@dataclass(frozen=True, slots=True)
-class ResumedTask:
+class ResumedTask(Struct, frozen=True):
     """One task: its plan and its new job's id, or why it can't go on."""
 
     run: str

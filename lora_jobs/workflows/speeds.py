@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.errors import LoraJobsError
 from lora_jobs.runs import Run, list_runs, load_metrics
@@ -19,8 +20,7 @@ MOST_RUNS = 20
 """The newest runs that are looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """Tokens per second of one GPU alone, without padding, and the runs that it was measured in."""
 
     tokens_per_second: float

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lora_jobs.errors import LoraJobsError, RunError, SpecError
 from lora_jobs.rendering.starter import change_value, render_starter
@@ -31,8 +32,7 @@ _KEYS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
+class Answers(Struct, frozen=True):
     """What a new user was asked. `format` None: as the first row of the training file has it."""
 
     model: str = "meta-llama/Llama-3.2-1B-Instruct"
@@ -47,8 +47,10 @@ class Answers:
     time: str = "04:00:00"
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+DEFAULTS = Answers()
+
+
+class Started(Struct, frozen=True):
     """The file that was written, what `check` says of it, and what was changed so that it fits."""
 
     path: Path
@@ -68,7 +70,7 @@ def find_place(name: Path, output: Path | None) -> tuple[Path, str]:
     return path, stem
 
 
-def init_spec(name: Path, answers: Answers = Answers(), output: Path | None = None) -> Started:
+def init_spec(name: Path, answers: Answers = DEFAULTS, output: Path | None = None) -> Started:
     """Write a commented spec that fits, as far as `check` knows what would.
 
     Errors: SpecError, RunError where the file can't be written; no file then.

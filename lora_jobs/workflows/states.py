@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lora_jobs.cluster.reasons import explain_reason
 from lora_jobs.runs import is_ended
@@ -22,8 +23,7 @@ ENDING_REASONS = frozenset({
 BROKEN_ADAPTER = "it ended well, but its adapter is missing or damaged"
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """What is known: the newest submission and attempt, Slurm's row for the job, this machine's processes."""
 
     submission: Submission | None

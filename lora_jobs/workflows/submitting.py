@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_jobs import __version__
 from lora_jobs.checkpoints import verify_checkpoint
@@ -51,8 +53,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "peft", "trl", "deepspeed", "accelerate", "bitsandbytes", "submitit")
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitReport:
+class SubmitReport(Struct, frozen=True):
     """What was decided and, unless it was a dry run, what was sent."""
 
     report: CheckReport

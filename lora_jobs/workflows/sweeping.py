@@ -6,8 +6,10 @@ import contextlib
 import signal
 import sys
 import threading
-from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lora_jobs.cluster.arrays import DEFAULT_TASKS, find_array_limit, refuse_long_array, submit_array, submit_sequence
 from lora_jobs.cluster.client import cancel_job
@@ -72,8 +74,7 @@ UNSIZED_KEYS = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedVariant:
+class CheckedVariant(Struct, frozen=True):
     """One combination of the sweep and what `check` says of it."""
 
     variant: Variant
@@ -88,8 +89,7 @@ class CheckedVariant:
         return self.report.verdict.estimate.peak_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SweepReport:
+class SweepReport(Struct, frozen=True):
     """What was decided and, unless it was a dry run, what was sent. `left_out` did not fit."""
 
     base: CheckReport
@@ -247,7 +247,7 @@ def refuse_blocked_tasks(tasks: Sequence[CheckedVariant]) -> None:
     for problem, those in lacking.items():
         more = f" and {len(those) - 1} more" if len(those) > 1 else ""
         where = "" if len(those) == len(tasks) else f" ({show_variant(those[0].variant.values)}{more})"
-        problems.append(replace(problem, message=problem.message + where))
+        problems.append(problem._replace(message=problem.message + where))
     refuse_blockers(tasks[0].report.spec, problems)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import asdict, replace
 
 from lora_jobs.sizing import MODELS, ModelShape, count_parameters, count_trainable, find_shape
 from lora_jobs.sizing.modules import list_modules

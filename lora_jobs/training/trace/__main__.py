@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 import warnings
-from dataclasses import asdict
 from importlib.util import find_spec
 from typing import IO, Any
 
@@ -52,6 +51,8 @@ def _prepare() -> None:
 
 
 def _answer(line: str, answers: IO[str]) -> None:
+    from msgspec.structs import asdict
+
     from lora_jobs.spec import parse_spec
     from lora_jobs.training.trace.extrapolate import trace_job
 

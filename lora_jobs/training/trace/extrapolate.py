@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lora_jobs.errors import SpecError
 from lora_jobs.sizing import find_gpu, find_shape
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
     from lora_jobs.spec import JobSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(Struct, frozen=True):
     """Peak allocated bytes of each instant, by the closed form's names, and how they were come by."""
 
     instants: dict[str, int]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import convert_outputs_to_fp32
+from msgspec import Struct
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer
 from trl import SFTTrainer
@@ -29,8 +29,7 @@ FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
 """What SFTTrainer asks its fused head for. Source: trl/trainer/sft_trainer.py, 1.16.0."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepTrace:
+class StepTrace(Struct, frozen=True):
     """Peak allocated bytes of each stretch (loss_forward, loss_backward, layer_backward_<n>, optimizer_step,
     evaluation; `static` is what is there before the step), the parameters of the model, and the bytes of what stays.
     """

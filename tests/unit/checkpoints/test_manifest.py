@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import xxhash
+from msgspec.structs import replace
 
 from lora_jobs.checkpoints import (
     MANIFEST,

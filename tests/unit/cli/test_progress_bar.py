@@ -12,12 +12,11 @@ import pytest
 from terminals import read_until_closed
 
 PROGRAM = """
-from dataclasses import fields
 from lora_jobs.cli.show_runs import show_progress
 from lora_jobs.workflows.observing import RunStatus
 
 def status(state):
-    values = dict.fromkeys([field.name for field in fields(RunStatus)])
+    values = dict.fromkeys(RunStatus.__struct_fields__)
     return RunStatus(**{**values, "run": "a-1", "state": state, "total_steps": 2})
 
 steps = [{"kind": "train", "step": n, "max_steps": 2, "loss": 3.0 / n, "tokens_per_second": 40.0} for n in (1, 2)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from lora_jobs.cli.show_check import show_check
 from lora_jobs.sizing.margins import MARGINS

@@ -27,6 +27,7 @@ data: {train: /nowhere/train.jsonl}
 training: {max_steps: 1}
 resources: {cluster: local, nodes: NODES, gpus_per_node: 2, cpus_per_task: 3, time: "00:10:00"}
 """
+WAITING = "exec 9<> <(:); while :; do read -t 0.05 -u 9; done"
 
 
 @dataclass
@@ -49,11 +50,14 @@ class ShellRun:
 
 @pytest.fixture
 def make_shell_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ShellRun]]:
-    """Makes such a run. `body` is what a rank does after it has set its traps, `$rank` its number."""
+    """Makes such a run. `body` is what a rank does after it has set its traps, `$rank` its number.
+
+    Without one it waits, and starts no process to do so: a shell that forks is for a moment two of its command line.
+    """
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a launcher that is killed can't clean up after itself
     made: list[ShellRun] = []
 
-    def make(body: str = "while :; do sleep 0.05; done", *, backend: str = "local", nodes: int = 1) -> ShellRun:
+    def make(body: str = WAITING, *, backend: str = "local", nodes: int = 1) -> ShellRun:
         python = tmp_path / "python of a 'job'"
         python.write_text(
             "#!/bin/bash\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -13,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import asdict
 
 from lora_jobs.errors import RunError
 from lora_jobs.runs import Run, create_run, load_lease, release_lease, renew_lease, take_lease
@@ -65,7 +65,7 @@ def run(tmp_path: Path) -> Run:
 def hold(run: Run, **changes: object) -> None:
     """A lease as another process, job or machine would have left it."""
     lease = take_lease(run, job_id="5", restart_count=0)
-    (run.directory / "lease.json").write_text(json.dumps({**dataclasses.asdict(lease), **changes}))
+    (run.directory / "lease.json").write_text(json.dumps({**asdict(lease), **changes}))
 
 
 def test_a_living_process_of_this_machine_is_refused_at_once(run: Run) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from lora_jobs.sizing import Elsewhere, estimate_memory, find_gpu, find_shape, list_common_cards, size_job
 from lora_jobs.sizing.margins import ALLOCATOR_MARGIN, choose_verdict

@@ -62,7 +62,7 @@ def test_at_the_end_each_metric_stands_beside_its_target(run: Run, capsys: pytes
 
 
 def test_the_end_of_a_followed_run_says_what_it_came_to(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     for phase, loss in (("before", 3.0), ("after", 2.25)):
         append_metrics(run, {"kind": "eval", "phase": phase, "step": 0, "eval_loss": loss})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from lora_jobs.cluster.parsers import SlurmJob, read_queued_job
 from lora_jobs.runs import Attempt, Submission, is_ended
