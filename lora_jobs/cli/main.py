@@ -26,8 +26,6 @@ EXIT_BUG = 1
 EXIT_NOT_FITTING = 3
 EXIT_RUN = 5
 EXIT_INTERRUPTED = 130
-RARELY = 500_000
-"""Objects made before garbage is looked for: what a command imports and reads is none, and it lives for a second."""
 
 app = typer.Typer(
     help="One YAML job spec to a finished, verified LoRA adapter on a Slurm cluster.",
@@ -429,8 +427,7 @@ app.command()(commands_export.export)
 
 
 def run() -> None:
-    """Entry point: every error that reaches a user passes here."""
-    gc.set_threshold(RARELY)
+    """The command of sys.argv: every error that reaches a user passes here."""
     _keep_command(sys.argv[1:2])
     try:
         status_code = app(standalone_mode=False)

@@ -44,14 +44,19 @@ def find_width() -> int:
     return shutil.get_terminal_size((PIPE_WIDTH, 24)).columns if sys.stdout.isatty() else PIPE_WIDTH
 
 
+def find_line_width() -> int:
+    """Columns of text that is wrapped and of tables, which need some: in a narrower terminal lines wrap whole."""
+    return max(find_width(), NARROWEST_TABLE)
+
+
 def build_console(*, stderr: bool = False) -> Console:
-    """A console for tables and progress. Tables need some width: in a narrower terminal their lines wrap whole."""
+    """A console for tables and progress."""
     from rich.console import Console  # half of the start-up of a command that needs no table
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         file=stream,
-        width=max(find_width(), NARROWEST_TABLE) if stream.isatty() else PIPE_WIDTH,
+        width=find_line_width() if stream.isatty() else PIPE_WIDTH,
         color_system="auto" if is_coloured(stream) else None,
         markup=False,
         highlight=False,

@@ -8,7 +8,7 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING
 
-from lora_jobs.cli.screen import add_row, build_console, build_table, say
+from lora_jobs.cli.screen import find_line_width, say
 from lora_jobs.cli.show_targets import show_targets
 from lora_jobs.cli.status_line import format_span
 from lora_jobs.sizing.cards import COMMON
@@ -101,7 +101,7 @@ def _show_warnings(warnings: Sequence[str]) -> None:
 
 def say_wrapped(text: str, style: str = "", indent: str = "  ") -> None:
     """Lines of at most the screen's width; what goes on is indented."""
-    width = build_console().width
+    width = find_line_width()
     for line in textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False):
         say(line, style)
 
@@ -133,11 +133,10 @@ def _show_parts(report: CheckReport) -> None:
     rows = [(name, size) for name, size in ordered if name not in crumbs or len(crumbs) == 1]
     if len(crumbs) > 1:
         rows.append((f"{len(crumbs)} small parts", sum(components[name] for name in crumbs)))
-    table = build_table("", "", "", right=(1,))
+    widest = max(len(name) for name, _ in rows), max(len(format_gib(size)) for _, size in rows)
     for name, size in rows:
         bar = "█" * max(1, round(BAR_WIDTH * size / largest))
-        add_row(table, f"  {name.replace('_', ' ')}", format_gib(size), bar)
-    build_console().print(table)
+        say(f"  {name.replace('_', ' '):{widest[0]}}  {format_gib(size):>{widest[1]}}  {bar}")
 
 
 def _show_exact(report: CheckReport) -> None:

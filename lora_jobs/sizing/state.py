@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -140,15 +141,19 @@ def compute_sizes(
     shape: ModelShape, lora: LoraSpec, precision: Precision, quantization: QuantizationSpec | None, optim: str
 ) -> Sizes:
     """The sizes of one job."""
+    # The layers of a model are alike: of hundreds of tensors a dozen differ in what decides their bytes.
     tensors = trainable_tensors(shape, lora)
+    counts = Counter((tensor.part, tensor.elements) for tensor in tensors)
+    kinds = {(tensor.part, tensor.elements): tensor for tensor in tensors}
+    rows = [(counts[kind], tensor) for kind, tensor in kinds.items()]
     return Sizes(
         base=base_bytes(shape, precision, quantization),
         # A trained bias is the base's own; everything else that is trained is new.
-        copies=sum(tensor_bytes(tensor, precision) for tensor in tensors if tensor.part != "bias"),
-        gradients=sum(tensor_bytes(tensor, precision) for tensor in tensors),
-        moments=sum(moment_bytes(tensor, precision, optim) for tensor in tensors),
-        paged=sum(paged_bytes(tensor, optim) for tensor in tensors),
-        elements=sum(tensor.elements for tensor in tensors),
+        copies=sum(count * tensor_bytes(tensor, precision) for count, tensor in rows if tensor.part != "bias"),
+        gradients=sum(count * tensor_bytes(tensor, precision) for count, tensor in rows),
+        moments=sum(count * moment_bytes(tensor, precision, optim) for count, tensor in rows),
+        paged=sum(count * paged_bytes(tensor, optim) for count, tensor in rows),
+        elements=sum(count * tensor.elements for count, tensor in rows),
     )
 
 

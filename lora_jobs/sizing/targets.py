@@ -15,6 +15,8 @@ from lora_jobs.spec import translate_targets
 from lora_jobs.spec.job import DEFAULT_TARGETS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from lora_jobs.sizing.models import ModelShape
     from lora_jobs.spec.job import LoraSpec
 
@@ -30,7 +32,7 @@ def match_targets(
 
     Errors: SpecError where nothing is matched, or a name of the list, or a module that cannot carry an adapter is.
     """
-    candidates = [module for module in list_modules(shape) if not _is_saved(module.name, modules_to_save)]
+    candidates = _leave_saved(list_modules(shape), modules_to_save)
     matched = _find_matches(candidates, target_modules)
     if not matched:
         raise _matches_nothing(shape, target_modules, modules_to_save)
@@ -52,7 +54,7 @@ def find_adapted(shape: ModelShape, lora: LoraSpec) -> tuple[Module, ...]:
     Errors: those of `match_targets`; SpecError where nothing is left.
     """
     targets = match_targets(shape, lora.targets, lora.modules_to_save)
-    excluded = _find_matches(list(targets), lora.exclude_modules) if lora.exclude_modules else ()
+    excluded = _find_matches(targets, lora.exclude_modules) if lora.exclude_modules else ()
     wanted = set(lora.layers_to_transform)
     left = tuple(module for module in targets if module not in excluded and (not wanted or _number(module) in wanted))
     if left:
@@ -83,22 +85,21 @@ def count_targets(shape: ModelShape, lora: LoraSpec) -> dict[str, int]:
     return dict(Counter(module.leaf for module in find_adapted(shape, lora)))
 
 
-def _find_matches(candidates: list[Module], target_modules: tuple[str, ...] | str) -> tuple[Module, ...]:
+def _find_matches(candidates: Sequence[Module], target_modules: tuple[str, ...] | str) -> tuple[Module, ...]:
     if not isinstance(target_modules, str):
-        return tuple(module for module in candidates if _is_named(module, target_modules))
+        endings = tuple(f".{name}" for name in target_modules)
+        return tuple(module for module in candidates if module.name in target_modules or module.name.endswith(endings))
     if target_modules.lower() == ALL_LINEAR:
         return tuple(module for module in candidates if module.kind == "linear" and module.name != HEAD)
     names = match_fully(target_modules, [module.name for module in candidates], path="lora.target_modules")
     return tuple(module for module in candidates if module.name in names)
 
 
-def _is_named(module: Module, names: tuple[str, ...]) -> bool:
-    return any(module.name == name or module.name.endswith(f".{name}") for name in names)
-
-
-def _is_saved(name: str, modules_to_save: tuple[str, ...]) -> bool:
-    """PEFT puts no adapter on (or in) a module of modules_to_save."""
-    return any(re.match(rf"(^|.*\.){re.escape(saved)}($|\..*)", name) for saved in modules_to_save)
+def _leave_saved(modules: Iterable[Module], modules_to_save: tuple[str, ...]) -> list[Module]:
+    """Without the modules of modules_to_save and what is in them: PEFT puts no adapter there."""
+    names = "|".join(re.escape(saved) for saved in modules_to_save)
+    saved = re.compile(rf"(^|.*\.)({names})($|\..*)")
+    return [module for module in modules if not (names and saved.match(module.name))]
 
 
 def find_ranks(lora: LoraSpec, targets: tuple[Module, ...]) -> dict[str, int]:
@@ -138,7 +139,7 @@ def _verify_rank(module: Module, r: int, path: str) -> None:
 def _verify_names(shape: ModelShape, names: tuple[str, ...]) -> None:
     """PEFT drops a name that nothing matches without a word, as long as another one matches."""
     for name in names:
-        if not any(_is_named(module, (name,)) for module in list_modules(shape)):
+        if not _find_matches(list_modules(shape), (name,)):
             raise _matches_nothing(shape, (name,), ())
 
 

@@ -6,6 +6,7 @@ building values from them here is what makes lines, caps and duplicate keys poss
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _MAX_DIGITS = 400
+_FAST = getattr(yaml, "CSafeLoader", None)
+"""libyaml's parser, where PyYAML was built with it: ten times as fast, the same events but for tabs inside a text, and
+other words for what is wrong.
+"""
 _STANDARD_TAGS = {"!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
@@ -146,9 +151,12 @@ class _Composer(Struct):
 
     def compose(self, text: str) -> _Node | None:
         """The only document's top node, or None when there is none."""
+        if _FAST is not None and "\t" not in text:
+            with contextlib.suppress(yaml.YAMLError, UnicodeEncodeError):
+                return self._compose_document(yaml.parse(text, Loader=_FAST))
+            self.problems, self.anchors, self.nodes = [], {}, 0
         try:
-            events = yaml.parse(text, Loader=yaml.SafeLoader)
-            return self._compose_document(events)
+            return self._compose_document(yaml.parse(text, Loader=yaml.SafeLoader))
         except yaml.reader.ReaderError as error:
             line = text[: error.position].count("\n") + 1
             raise self.failure(f"not YAML: character {chr(error.character)!a} is not allowed", line) from error
@@ -194,7 +202,7 @@ class _Composer(Struct):
         return node
 
     def _read_scalar(self, event: Any, line: int) -> Any:
-        if event.style is not None or event.tag is not None:
+        if event.style or event.tag is not None:  # a plain one's style is None, or empty from libyaml
             return event.value
         try:
             return resolve_plain(event.value)
@@ -213,7 +221,7 @@ class _Composer(Struct):
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             key = self._compose_node(event, events, depth + 1)
             value = self._compose_node(next(events), events, depth + 1)
-            merges = isinstance(event, yaml.ScalarEvent) and event.style is None and event.value == "<<"
+            merges = isinstance(event, yaml.ScalarEvent) and not event.style and event.value == "<<"
             pairs.append((key, _find_line(event), merges, value))
         return pairs
 

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lora_jobs.errors import Problem, SpecError
 from lora_jobs.spec import (
@@ -20,6 +21,7 @@ from lora_jobs.spec import (
     render_spec,
     replace_values,
 )
+from lora_jobs.spec.source import parse_source
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = """\
@@ -332,36 +334,38 @@ def test_a_spec_is_not_changed_once_built() -> None:
         spec.name = "y"  # type: ignore[misc]
 
 
+# fmt: off
+JUNK = [
+    ": ", "- ", "\n", "*a", "&a ", "<<: ", "!!x ", "{", "]", "'", '"', "\\", "|", "\x00", "\x85", "é", "1e999", ".nan", "0x", "null", "true", "#", ",",
+    "\ud800", "\x1b[31m", '"\\ud800"', "%YAML 1.1\n", "---\n", "\ufeff",
+]
+# fmt: on
+
+
+def scramble(chooser: random.Random, text: str) -> str:
+    """The text with one to four places where something was put in or taken out."""
+    letters = list(text)
+    for _ in range(chooser.randint(1, 4)):
+        place = chooser.randrange(len(letters))
+        if chooser.random() < 0.6:
+            letters[place:place] = chooser.choice(JUNK)
+        else:
+            del letters[place : place + chooser.randint(1, 20)]
+    return "".join(letters)
+
+
+def list_texts() -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted((ROOT / "jobs").glob("*.yaml"))]
+
+
 def test_garbage_is_refused_and_never_breaks_the_reader() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "jobs").glob("*.yaml"))]
-    junk = [": ", "- ", "\n", "*a", "&a ", "<<: ", "!!x ", "{", "]", "'", '"', "\\", "|", "\x00", "\x85", "é", "1e999"]
-    junk += [
-        ".nan",
-        "0x",
-        "null",
-        "true",
-        "#",
-        ",",
-        "\ud800",
-        "\x1b[31m",
-        '"\\ud800"',
-        "%YAML 1.1\n",
-        "---\n",
-        "\ufeff",
-    ]
-    chooser = random.Random(7)  # noqa: S311
+    texts, chooser = list_texts(), random.Random(7)  # noqa: S311
     accepted = 0
     refused: list[SpecError] = []
     for _ in range(150):
-        letters = list(chooser.choice(texts))
-        for _ in range(chooser.randint(1, 4)):
-            place = chooser.randrange(len(letters))
-            if chooser.random() < 0.6:
-                letters[place:place] = chooser.choice(junk)
-            else:
-                del letters[place : place + chooser.randint(1, 20)]
+        text = scramble(chooser, chooser.choice(texts))
         try:
-            spec = parse_spec("".join(letters), source="fuzz")
+            spec = parse_spec(text, source="fuzz")
         except SpecError as error:
             refused.append(error)
         else:
@@ -373,6 +377,22 @@ def test_garbage_is_refused_and_never_breaks_the_reader() -> None:
     assert all(error.problems or "empty" in error.message for error in refused)
     problems = [problem for error in refused for problem in error.problems]
     assert all(problem.message.isprintable() and problem.path.isprintable() for problem in problems)
+
+
+def test_libyaml_reads_what_the_pure_parser_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(text: str) -> object:
+        try:
+            return parse_source(text, name="fuzz")
+        except SpecError as error:
+            return error.message, error.problems
+
+    assert yaml.__with_libyaml__
+    texts, chooser = list_texts(), random.Random(8)  # noqa: S311
+    texts = [scramble(chooser, text) for text in texts * 10] + ["a:\tb", "a: b\tc", "a\tb: c", "a: 'b\tc'", "\ta: b"]
+    fast = [read(text) for text in texts]
+    monkeypatch.setattr("lora_jobs.spec.source._FAST", None)
+    assert fast == [read(text) for text in texts]
+    assert sum(isinstance(found, tuple) for found in fast) not in (0, len(fast))
 
 
 @pytest.mark.parametrize(
