@@ -31,6 +31,9 @@ STOCK_EVALUATION = 10
 TILE_TOKENS, TILE_COLUMNS = 4096, 32768
 """The fused loss works in tiles of this size. Source: trl/kernels/chunked_logprob.py, trl/trainer/utils.py (1.16.0)."""
 
+CPU_TILE_COLUMNS = 4096
+"""And of this width on a CPU, where training asks for it: a tile of a few hundred tokens stays in the caches."""
+
 TILE_TEMPORARIES = 6
 """Without Triton (CPU) a tile passes through this many fp32 temporaries at once. Source: _backward_tile, read."""
 
@@ -120,31 +123,23 @@ def _fused_loss(
     """
     h = shape.hidden_size
     hidden, tokens = precision.residual * h * batch.tokens, batch.tokens
-    tile, columns = _tile_bytes(tokens, precision, on_cpu=on_cpu), _column_bytes(shape, precision)
+    width = CPU_TILE_COLUMNS if on_cpu else TILE_COLUMNS
+    logit = precision.attention + (TILE_TEMPORARIES * SINGLE if on_cpu else 0)
+    tile = logit * width * min(tokens, TILE_TOKENS)
+    columns = precision.attention * width * h if precision.casts_base else 0
     head = SINGLE * shape.vocab_size * h if head_gradient else 0
     cast = hidden if precision.residual == HALF else 0
     held = hidden + SINGLE * h * tokens + _cast_rows(shape, precision, tokens) + tile + head
     # The next tile's columns are cast while the last one's are still named.
-    both = columns * (2 if shape.vocab_size > TILE_COLUMNS else 1)
+    both = columns * (2 if shape.vocab_size > width else 1)
     evaluated = precision.residual * h * evaluation.tokens + _cast_rows(shape, precision, evaluation.tokens)
     return LossCost(
         name="fused_loss",
         forward=hidden + _cast_rows(shape, precision, tokens) + tile + columns,
         backward=held + max(both, columns + cast),
         head_backward=held + columns + cast + (head_gradient if precision.saved == HALF else 0) if head_gradient else 0,
-        evaluation=evaluated + _tile_bytes(evaluation.tokens, precision, on_cpu=on_cpu) + columns,
+        evaluation=evaluated + logit * width * min(evaluation.tokens, TILE_TOKENS) + columns,
     )
-
-
-def _tile_bytes(tokens: int, precision: Precision, *, on_cpu: bool) -> int:
-    """One tile of logits."""
-    elements = min(tokens, TILE_TOKENS) * TILE_COLUMNS
-    return elements * (precision.attention + (TILE_TEMPORARIES * SINGLE if on_cpu else 0))
-
-
-def _column_bytes(shape: ModelShape, precision: Precision) -> int:
-    """The output layer's columns for a tile, where they are cast."""
-    return precision.attention * TILE_COLUMNS * shape.hidden_size if precision.casts_base else 0
 
 
 def _cast_rows(shape: ModelShape, precision: Precision, tokens: int) -> int:
