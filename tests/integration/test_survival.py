@@ -42,7 +42,7 @@ def test_a_signal_during_the_set_up_ends_the_job_before_its_first_step(
     run = make_run("setup-1", training={"max_steps": 12}, resources={"gpus_per_node": 2})
     job = ranks.start(run, 2)
     deadline = time.monotonic() + 120
-    while not load_attempts(run):
+    while not (load_attempts(run) and job.listens(1)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     job.kill(signal.SIGTERM, ranks=[1])

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ from lora_jobs.runs import Run, create_run, load_metrics
 from lora_jobs.spec import JobSpec, parse_spec, render_spec
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Iterator, Mapping, Sequence
 
 HERE = Path(__file__).parent
@@ -44,6 +44,12 @@ class Job:
             assert time.monotonic() < deadline, f"ranks {self.pids} did not end: {self.codes}"
             time.sleep(0.02)
         return [self.codes[pid] for pid in self.pids]
+
+    def listens(self, rank: int) -> bool:
+        """Whether the rank catches SIGTERM by now; until then it ignores it, as the shell of a job script does."""
+        status = Path(f"/proc/{self.pids[rank]}/status").read_text(encoding="ascii")
+        caught = int(status.split("SigCgt:")[1].split()[0], 16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
 
     def kill(self, number: signal.Signals, *, ranks: list[int] | None = None) -> None:
         for rank in range(len(self.pids)) if ranks is None else ranks:
