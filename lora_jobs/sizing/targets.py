@@ -160,8 +160,9 @@ def _matches_nothing(
         return spec_error(
             "lora.target_modules", f"no layer of {shape.name} matches target_modules {target_modules!r}", hint
         )
-    near = [match for target in target_modules for match in difflib.get_close_matches(target, names, n=1)]
-    meant = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near and not modules_to_save else ""
+    adaptable = [name for name in names if name not in modules_to_save]
+    near = [match for target in target_modules for match in difflib.get_close_matches(target, adaptable, n=1)]
+    meant = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
     message = f"no layer of {shape.name} is named {', '.join(target_modules)}{meant}"
     if modules_to_save:
         message += f" (layers in modules_to_save, {', '.join(modules_to_save)}, get no adapter)"

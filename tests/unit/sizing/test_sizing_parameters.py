@@ -112,6 +112,11 @@ def test_dora_and_biases() -> None:
     ("lora", "path", "words"),
     [
         ({"target_modules": ("q_porj",)}, "lora.target_modules", "did you mean q_proj?"),
+        (
+            {"target_modules": ("q_porj",), "modules_to_save": ("lm_head",)},
+            "lora.target_modules",
+            "did you mean q_proj?",
+        ),
         ({"target_modules": ("proj",)}, "lora.target_modules", "no layer of llama-3.2-1b is named proj"),
         (
             {"target_modules": "q_proj"},
