@@ -82,7 +82,7 @@ def load_lease(run: Run) -> Lease | None:
             record = json.loads(_path(run).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-    return read_record(Lease, record) if isinstance(record, dict) else None
+    return read_record(Lease, record)
 
 
 def renew_lease(run: Run, lease: Lease) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from msgspec import Struct, ValidationError, convert
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _T = TypeVar("_T", bound=Struct)
 
 
-def read_record(kind: type[_T], record: Mapping[str, object]) -> _T | None:
-    """The value, or None where a field is missing that has no default, or is of another type than it says."""
+def read_record(kind: type[_T], record: object) -> _T | None:
+    """The value, or None where the record is no object, or a field has another type than it says, or is missing."""
     try:
         return convert(record, kind)
     except ValidationError:

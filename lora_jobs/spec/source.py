@@ -35,7 +35,7 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _MAX_DIGITS = 400
 _FAST = getattr(yaml, "CSafeLoader", None)
-"""libyaml's parser, where PyYAML was built with it: ten times as fast, the same events but for tabs inside a text, and
+"""libyaml's parser, where PyYAML was built with it: 25 times as fast, the same events but for tabs inside a text, and
 other words for what is wrong.
 """
 _STANDARD_TAGS = {"!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TRL_FORWARD, _TRL_BACKWARD = chunked_logprob._forward_tile, chunked_logprob._backward_tile
 _RARE = ("HAS_SOFTCAP", "HAS_LOG_SUM_SQ_PROBS", "HAS_MEAN_LOGITS", "HAS_ENTROPY_GRAD")
-"""What TRL's own functions are left to do, as they are tiles of half precision."""
+"""Options that TRL's own functions see to, as they do to tiles of half precision."""
 
 
 def fit_head_to_cpu() -> None:
