@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
 from lora_jobs.units import format_count, format_gib
 
@@ -54,7 +54,7 @@ def build_console(*, stderr: bool = False) -> Console:
     from rich.console import Console  # half of the start-up of a command that needs no table
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
+    console = Console(
         file=stream,
         width=find_line_width() if stream.isatty() else PIPE_WIDTH,
         color_system="auto" if is_coloured(stream) else None,
@@ -62,6 +62,13 @@ def build_console(*, stderr: bool = False) -> Console:
         highlight=False,
         emoji=False,
     )
+    console.on_broken_pipe = _pass_on  # type: ignore[method-assign]
+    return console
+
+
+def _pass_on() -> NoReturn:
+    """A reader that has gone, as in `lora-jobs status JOB | head`, is no error: rich would end with status 1."""
+    raise BrokenPipeError
 
 
 def clean(text: object) -> str:

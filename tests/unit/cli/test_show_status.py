@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from lora_jobs.cli.screen import warn
+from lora_jobs.cli.screen import build_console, build_table, warn
 from lora_jobs.cli.show_status import render_frame, render_status
 from lora_jobs.cli.status_line import describe_status, format_span, format_when
 from lora_jobs.runs import create_run
@@ -211,3 +211,13 @@ def test_no_color_means_no_style_at_all(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("NO_COLOR", value)
         warn("error: a\x1b[2Jb", "bold red")
         assert terminal.getvalue() == wanted
+
+
+def test_a_table_whose_reader_has_gone_ends_as_a_line_does(monkeypatch: pytest.MonkeyPatch):
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(BrokenPipeError):
+        build_console().print(build_table("A"))
